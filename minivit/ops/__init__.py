@@ -1,0 +1,45 @@
+"""Every op of the project, and the operators of Tensor, which are ops under another name."""
+
+from minivit.autograd import Tensor
+from minivit.ops.activation import gelu, log_softmax, relu, softmax
+from minivit.ops.arithmetic import add, div, exp, log, mul, neg, power, scale, sqrt, sub
+from minivit.ops.attention import scaled_dot_product_attention, self_attention
+from minivit.ops.linear import linear, matmul
+from minivit.ops.loss import cross_entropy, mse_loss
+from minivit.ops.normalization import layer_norm
+from minivit.ops.reduction import amax, mean, sum
+from minivit.ops.shape import broadcast_to, concatenate, getitem, put_tokens, reshape, take_tokens, transpose
+
+__all__ = [
+    "add", "amax", "broadcast_to", "concatenate", "cross_entropy", "div", "exp", "gelu", "getitem", "layer_norm",
+    "linear", "log", "log_softmax", "matmul", "mean", "mse_loss", "mul", "neg", "power", "put_tokens", "relu",
+    "reshape", "scale", "scaled_dot_product_attention", "self_attention", "softmax", "sqrt", "sub", "sum",
+    "take_tokens", "transpose",
+]  # fmt: skip
+
+
+def _number(x) -> bool:
+    return isinstance(x, (int, float))
+
+
+def _axes(x: Tensor, axes: tuple) -> tuple:
+    """transpose() reverses, transpose(0, 2, 1) and transpose((0, 2, 1)) permute, as in NumPy."""
+    return tuple(reversed(range(x.ndim))) if not axes else axes[0] if isinstance(axes[0], tuple) else axes
+
+
+Tensor.__add__ = Tensor.__radd__ = lambda x, y: add(x, y)
+Tensor.__sub__ = lambda x, y: sub(x, y)
+Tensor.__rsub__ = lambda x, y: sub(y, x)
+Tensor.__mul__ = Tensor.__rmul__ = lambda x, y: scale(x, y) if _number(y) else mul(x, y)
+Tensor.__truediv__ = lambda x, y: scale(x, 1 / y) if _number(y) else div(x, y)
+Tensor.__rtruediv__ = lambda x, y: div(y, x)
+Tensor.__neg__ = neg
+Tensor.__pow__ = power
+Tensor.__matmul__ = lambda x, y: matmul(x, y)
+Tensor.__rmatmul__ = lambda x, y: matmul(y, x)
+Tensor.__getitem__ = getitem
+Tensor.exp, Tensor.log, Tensor.sqrt = exp, log, sqrt
+Tensor.sum, Tensor.mean, Tensor.amax = sum, mean, amax
+Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
+Tensor.transpose = lambda x, *axes: transpose(x, _axes(x, axes))
+Tensor.T = property(lambda x: transpose(x, _axes(x, ())))

@@ -1,0 +1,42 @@
+"""Layer normalisation (Ba, Kiros and Hinton, 2016, arXiv:1607.06450)."""
+
+from minivit.autograd import op
+from minivit.backend import array_module
+
+
+@op
+def layer_norm(x, weight, bias, eps=1e-6):
+    """y = x̂ ⊙ γ + β with x̂ = (x − μ) r, over the last axis of length D; γ is ``weight``, β is ``bias``, both (D,).
+
+    μ = mean(x), r = 1/√(mean((x − μ)²) + eps): the biased variance of each token.
+
+    Backwards: dγ = Σ dy ⊙ x̂ and dβ = Σ dy over the tokens. For dx let g = dy ⊙ γ be the cotangent of x̂. A change
+    dx moves x̂ in three ways: directly by r dx, through the mean by −r mean(dx), and through r by
+    dr = −r² mean(x̂ ⊙ dx), that is by −r x̂ mean(x̂ ⊙ dx). This linear map is its own transpose, so
+
+        dx = r (g − mean(g) − x̂ mean(g ⊙ x̂)):
+
+    g without its part along the constant vector and (for eps = 0) without its part along x̂.
+    Raises ValueError where the shapes do not fit.
+
+    >>> layer_norm(Tensor([1.0, 3.0]), Tensor([1.0, 1.0]), Tensor([0.0, 0.0])).numpy().round(3)
+    array([-1.,  1.], dtype=float32)
+    """
+    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        raise ValueError(
+            f"layer_norm needs weight and bias of shape {x.shape[-1:]}, got {weight.shape} and {bias.shape}"
+        )
+    xp = array_module(x)
+    x_hat = x - x.mean(-1, keepdims=True)
+    rstd = 1 / xp.sqrt(xp.square(x_hat).mean(-1, keepdims=True) + eps)
+    x_hat *= rstd
+
+    def pullback(dy):
+        dx = dy * weight
+        along = (dx * x_hat).mean(-1, keepdims=True)
+        dx -= dx.mean(-1, keepdims=True)
+        dx -= x_hat * along
+        dx *= rstd
+        return dx, dy * x_hat, dy  # the walk back sums dγ and dβ over the tokens
+
+    return x_hat * weight + bias, pullback

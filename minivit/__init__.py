@@ -1,4 +1,12 @@
-"""minivit: the Vision Transformer from scratch, in plain NumPy and CuPy."""
+"""minivit: the Vision Transformer from scratch, in plain NumPy and CuPy.
+
+backend     NumPy or CuPy                   nn          layers
+autograd    Tensor, op, backward            models      VisionTransformer, create_model
+gradcheck   proves a derivative             optim       SGD, AdamW, schedules
+random      keyed random streams            data        data sets, loader, augmentations
+ops         values and their pullbacks      training    step, loop, checkpoint
+                                            analysis    looking inside
+"""
 
 from minivit import ops
 from minivit.autograd import Parameter, Tensor, detect_anomaly, no_grad, op

@@ -4,10 +4,11 @@ For y = f(x), any direction v and any cotangent g,
 
     ⟨g, f′(x) v⟩ = ⟨f′(x)ᵀ g, v⟩.
 
-The left side is measured, by a central difference: f′(x) v ≈ (f(x + εv) − f(x − εv)) / 2ε, whose error is O(ε²) from the
-curve and about 10⁻¹⁶/ε from rounding, so ε = 10⁻⁶ in float64 leaves some 10⁻¹⁰ of y. The right side is what ``backward``
-says. One number on each side tests all elements at once, if g and v are random: with g = 1, as many checks choose it,
-the softmax and layer norm of anything have derivative zero, and any multiple of the right gradient would pass.
+The left side is measured, by a central difference: f′(x) v ≈ (f(x + εv) − f(x − εv)) / 2ε, whose error is O(ε²) from
+the curve and about 10⁻¹⁶/ε from rounding, so ε = 10⁻⁶ in float64 leaves some 10⁻¹⁰ of y. The right side is what
+``backward`` says. One number on each side tests all elements at once, if g and v are random: with g = 1, as many
+checks choose it, the softmax and layer norm of anything have derivative zero, and any multiple of the right gradient
+would pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -96,8 +97,8 @@ def gradcheck(
         error = abs(expected - got) / (max(_norm(gradient), abs(expected), floor) or 1.0)
         if not error <= tolerance:  # NaN fails
             raise GradcheckError(
-                f"the gradient of {name}, shape {gradient.shape}, is wrong: along a random direction "
-                f"expected {expected:.9g}, got {got:.9g} (relative error {error:.2g}); {_worst(name, gradient, measured)}"
+                f"the gradient of {name}, shape {gradient.shape}, is wrong: along a random direction expected "
+                f"{expected:.9g}, got {got:.9g} (relative error {error:.2g}); {_worst(name, gradient, measured)}"
             )
         worst = max(worst, error)
     return worst

@@ -23,8 +23,8 @@ def gelu(x, approximate="none"):
 
     - ``"none"``: exact, the form of ViT, DeiT and MAE. d/dx x Φ(x) = Φ(x) + x φ(x), with the density
       φ(x) = e^(−x²/2) / √(2π).
-    - ``"tanh"``: ½ x (1 + tanh u), u = √(2/π) (x + 0.044715 x³); its derivative is ½ (1 + tanh u) + ½ x (1 − tanh² u) u′
-      with u′ = √(2/π) (1 + 3 · 0.044715 x²). It differs from the exact form by up to 4.8e-4.
+    - ``"tanh"``: ½ x (1 + tanh u), u = √(2/π) (x + 0.044715 x³); its derivative is ½ (1 + tanh u) + ½ x (1 − tanh² u)
+      u′ with u′ = √(2/π) (1 + 3 · 0.044715 x²). It differs from the exact form by up to 4.8e-4.
 
     The derivative is computed on the way forward, where e^(−x²/2) is at hand, and it is all that is kept.
     Raises ValueError for any other form.

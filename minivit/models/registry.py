@@ -1,0 +1,65 @@
+"""Named configurations: timm's Vision Transformers, DeiT's, the book's, and small ones for small images."""
+
+import difflib
+from typing import Any
+
+from minivit.models.vit import VisionTransformer
+
+
+def _vit(embed_dim: int, depth: int, num_heads: int, patch_size: int, img_size: int = 224, **options) -> dict[str, Any]:
+    return (
+        dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_size=patch_size, img_size=img_size) | options
+    )
+
+
+def _sizes() -> dict[str, dict[str, Any]]:
+    widths = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+    made = {"tiny": (16,), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32)}
+    models = {
+        f"vit_{size}_patch{patch}_{img_size}": _vit(*widths[size], patch, img_size)
+        for img_size in (224, 384)
+        for size, patches in made.items()
+        for patch in patches
+        if img_size == 224 or patch in (16, 32)
+    }
+    models["vit_huge_patch14_224"] = _vit(1280, 32, 16, 14)
+    models |= {f"deit_{size}_patch16_224": _vit(*widths[size], 16) for size in ("tiny", "small", "base")}
+    return models
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = _sizes() | {
+    # the network of the book Vision Transformer入門, chapter 2: 2 × 2 patches of a 32 px image
+    "vit_book": _vit(384, 7, 8, 16, 32, num_classes=10, qkv_bias=False, norm_eps=1e-5, weight_init="book"),
+    # for MNIST and its like: 16 or 49 patches of a 28 px image
+    "vit_nano_patch7_28": _vit(96, 6, 4, 7, 28, num_classes=10, in_chans=1),
+    "vit_nano_patch4_28": _vit(64, 6, 4, 4, 28, num_classes=10, in_chans=1),
+    # for CIFAR-10 and its like: 64 patches of a 32 px image
+    "vit_nano_patch4_32": _vit(64, 6, 4, 4, 32, num_classes=10),
+    "vit_micro_patch4_32": _vit(128, 6, 4, 4, 32, num_classes=10),
+    "vit_cifar_patch4_32": _vit(192, 9, 12, 4, 32, num_classes=10, mlp_ratio=2.0),
+}
+
+
+def list_models() -> list[str]:
+    """The names that ``create_model`` knows.
+
+    >>> "vit_tiny_patch16_224" in list_models()
+    True
+    """
+    return list(CONFIGURATIONS)
+
+
+def create_model(name: str, **overrides: Any) -> VisionTransformer:
+    """The named Vision Transformer; ``overrides`` are arguments of ``VisionTransformer`` that replace the named ones.
+
+    Raises ValueError for an unknown name, with the names nearest to it.
+
+    >>> create_model("vit_book").num_parameters()
+    12715402
+    >>> create_model("vit_nano_patch4_28", num_classes=3)(np.zeros((1, 1, 28, 28), np.float32)).shape
+    (1, 3)
+    """
+    if name not in CONFIGURATIONS:
+        near = difflib.get_close_matches(name, CONFIGURATIONS) or list(CONFIGURATIONS)
+        raise ValueError(f"there is no model {name!r}; perhaps {', '.join(near)}")
+    return VisionTransformer(**CONFIGURATIONS[name] | overrides)

@@ -1,0 +1,119 @@
+"""The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, arXiv:2010.11929).
+
+    image ──PatchEmbed──▶ N tokens ──+ class token, + positions──▶ z_0
+    z_l = Block(z_{l−1}),  l = 1 … depth
+    logits = head(pool(LN(z_depth)))
+
+Arguments and parameter names are timm's, so a timm state dict loads as it is.
+"""
+
+import numpy as np
+
+from minivit import ops
+from minivit.autograd import Parameter, Tensor
+from minivit.nn import Block, Dropout, Identity, LayerNorm, Linear, Module, PatchEmbed, init, prepend_tokens
+
+POOLS = ("token", "avg", "avgmax", "max", "")
+POOL_ALIASES = {"cls": "token", "gap": "avg"}
+
+
+class VisionTransformer(Module):
+    """Images (B, in_chans, H, W) → logits (B, num_classes).
+
+    - ``img_size``, ``patch_size``: numbers, or pairs (height, width); ``in_chans`` any number of channels.
+    - ``embed_dim`` D, ``depth`` blocks, ``num_heads`` H, ``mlp_ratio`` hidden width over D, ``qkv_bias``, ``qk_norm``,
+      ``act`` ("gelu", "gelu_tanh", "relu"), ``norm_eps``.
+    - ``class_token``, ``reg_tokens`` how many registers; ``pos_embed`` "learn" or "none"; with ``no_embed_class``
+      positions are added before the class and register tokens are put in front, so those have none.
+    - ``global_pool``: what the head reads. "token" (or "cls") the class token; "avg" (or "gap"), "max", "avgmax" pool
+      the patch tokens, which are then normalised (``fc_norm``, on by default there) instead of normalising before
+      pooling (``norm``); "" gives the head all tokens. ``final_norm=False`` leaves both norms out, ``pre_norm`` adds
+      one in front.
+    - ``init_values``: LayerScale's start, None for no LayerScale. ``drop_rate`` before the head, ``pos_drop_rate``
+      after the positions, ``proj_drop_rate`` after projections and in the MLP, ``attn_drop_rate`` on attention
+      weights; ``drop_path_rate`` grows linearly from 0 in the first block to this in the last.
+    - ``num_classes=0`` leaves the head out. ``weight_init`` a preset of ``nn.init``, drawn from ``seed``.
+
+    Raises ValueError for arguments that do not go together.
+
+    >>> from minivit.models import VisionTransformer
+    >>> model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=10)
+    >>> model(np.zeros((5, 3, 32, 32), np.float32)).shape
+    (5, 10)
+    """
+
+    def __init__(
+        self, img_size: int | tuple[int, int] = 224, patch_size: int | tuple[int, int] = 16, in_chans: int = 3,
+        num_classes: int = 1000, global_pool: str = "token", embed_dim: int = 768, depth: int = 12, num_heads: int =
+        12, mlp_ratio: float = 4.0, qkv_bias: bool = True, qk_norm: bool = False, init_values: float | None = None,
+        class_token: bool = True, pos_embed: str = "learn", no_embed_class: bool = False, reg_tokens: int = 0,
+        pre_norm: bool = False, final_norm: bool = True, fc_norm: bool | None = None, drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float =
+        0.0, weight_init: str = "timm", norm_eps: float = 1e-6, act: str = "gelu", seed: int = 0,
+    ):  # fmt: skip
+        global_pool = POOL_ALIASES.get(global_pool, global_pool)
+        if global_pool not in POOLS:
+            raise ValueError(f"global_pool must be one of {(*POOLS, *POOL_ALIASES)}, got {global_pool!r}")
+        if global_pool == "token" and not class_token:
+            raise ValueError('global_pool "token" reads the class token, but class_token is False: use "avg"')
+        if pos_embed not in ("learn", "none"):
+            raise ValueError(f'pos_embed must be "learn" or "none", got {pos_embed!r}')
+        self.global_pool = global_pool
+        self.no_embed_class = no_embed_class
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        use_fc_norm = global_pool in ("avg", "avgmax", "max") if fc_norm is None else fc_norm
+        with init.deferred():
+            self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, bias=not pre_norm)
+            self.cls_token = Parameter(np.zeros((1, 1, embed_dim), np.float32)) if class_token else None
+            self.reg_token = Parameter(np.zeros((1, reg_tokens, embed_dim), np.float32)) if reg_tokens else None
+            places = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
+            self.pos_embed = Parameter(np.zeros((1, places, embed_dim), np.float32)) if pos_embed == "learn" else None
+            self.pos_drop = Dropout(pos_drop_rate)
+            self.norm_pre = LayerNorm(embed_dim, norm_eps) if pre_norm else Identity()
+            self.blocks = [
+                Block(
+                    embed_dim, num_heads, mlp_ratio, qkv_bias, qk_norm, proj_drop_rate, attn_drop_rate, init_values,
+                    drop_path_rate * i / max(depth - 1, 1), norm_eps, act,
+                )
+                for i in range(depth)
+            ]  # fmt: skip
+            self.norm = LayerNorm(embed_dim, norm_eps) if final_norm and not use_fc_norm else Identity()
+            self.fc_norm = LayerNorm(embed_dim, norm_eps) if final_norm and use_fc_norm else Identity()
+            self.head_drop = Dropout(drop_rate)
+            self.head = Linear(embed_dim, num_classes) if num_classes else Identity()
+        init.init_weights(self, weight_init, seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The encoder: images (B, C, H, W) → all tokens (B, prefix + N, D), normalised by ``norm``."""
+        z = self.norm_pre(self.pos_drop(self.embed_positions(self.patch_embed(images))))
+        for block in self.blocks:
+            z = block(z)
+        return self.norm(z)
+
+    def embed_positions(self, x: Tensor) -> Tensor:
+        """Patch tokens (B, N, D) → (B, prefix + N, D): class token, registers, patches, plus their positions."""
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if self.pos_embed is None:
+            return prepend_tokens(x, *prefix)
+        if self.no_embed_class:
+            return prepend_tokens(x + self.pos_embed, *prefix)
+        return prepend_tokens(x, *prefix) + self.pos_embed
+
+    def forward_head(self, z: Tensor) -> Tensor:
+        """Tokens (B, prefix + N, D) → logits (B, num_classes)."""
+        return self.head(self.head_drop(self.fc_norm(self.pool(z))))
+
+    def pool(self, z: Tensor) -> Tensor:
+        """Tokens (B, prefix + N, D) → what the head reads, (B, D), or all of them for ``global_pool=""``."""
+        if self.global_pool == "":
+            return z
+        if self.global_pool == "token":
+            return z[:, 0]
+        patches = z[:, self.num_prefix_tokens :]
+        if self.global_pool == "avg":
+            return patches.mean(axis=1)
+        largest = ops.amax(patches, axis=1)
+        return largest if self.global_pool == "max" else (patches.mean(axis=1) + largest) * 0.5

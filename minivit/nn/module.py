@@ -1,0 +1,203 @@
+"""Module: a network is an object whose attributes are Parameters and other Modules.
+
+There is no registration. A Module finds its parts by walking its attributes in the order in which they were set,
+through lists, tuples and dicts; the path of attribute names is the part's name: ``blocks.0.attn.qkv.weight``.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minivit.autograd import Parameter, Tensor
+from minivit.backend import to_device
+
+
+class _Observers(threading.local):
+    def __init__(self):
+        self.callbacks: list[Callable] = []
+
+
+_observers = _Observers()
+
+
+@contextmanager
+def observe(callback: Callable[["Module", tuple, Any], None]) -> Iterator[None]:
+    """Inside: ``callback(module, inputs, output)`` is called after every Module of this thread has run.
+
+    This is how features, attention maps and shapes are read without touching the layers' code.
+
+    >>> from minivit.nn import Linear
+    >>> with observe(lambda module, inputs, output: print(type(module).__name__, output.shape)):
+    ...     y = Linear(3, 2)(Tensor([[1.0, 2.0, 3.0]]))
+    Linear (1, 2)
+    """
+    _observers.callbacks.append(callback)
+    try:
+        yield
+    finally:
+        _observers.callbacks.remove(callback)
+
+
+class Module:
+    """Base of every layer and model: write ``__init__``, which sets the parts, and ``forward``, which uses them.
+
+    >>> from minivit.nn import Linear
+    >>> class Twice(Module):
+    ...     def __init__(self):
+    ...         self.fc = Linear(2, 2)
+    ...     def forward(self, x):
+    ...         return self.fc(self.fc(x))
+    >>> [name for name, _ in Twice().named_parameters()]
+    ['fc.weight', 'fc.bias']
+    """
+
+    training = True
+
+    def forward(self, *inputs):
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def __call__(self, *inputs, **options):
+        output = self.forward(*inputs, **options)
+        for callback in _observers.callbacks:
+            callback(self, inputs, output)
+        return output
+
+    def flops(self, inputs: tuple, output: Any) -> int:
+        """Operations of this layer's own matrix products, a multiply-add being two; those of its parts not included."""
+        return 0
+
+    # --- walking the tree -------------------------------------------------------------------------------------------
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(name, Module) of this Module (its name is ``prefix``) and of all its parts, depth first."""
+        yield prefix, self
+        for name, part in _parts(self):
+            if isinstance(part, Module):
+                yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, Parameter) in the order of the attributes; a shared Parameter comes once, under its first name."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, part in _parts(module):
+                if isinstance(part, Parameter) and id(part) not in seen:
+                    seen.add(id(part))
+                    yield f"{prefix}.{name}" if prefix else name, part
+
+    def parameters(self) -> list[Parameter]:
+        """All Parameters, in the order of ``named_parameters``."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self) -> int:
+        """How many numbers the Parameters hold."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    # --- changing all parts -----------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Module":
+        """Set training mode (dropout and drop-path act) everywhere, or with False the evaluation mode."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Evaluation mode: dropout and drop-path pass their input on."""
+        return self.train(False)
+
+    def to(self, device: str) -> "Module":
+        """Move all Parameters to ``"cpu"``, ``"cuda"`` or ``"cuda:<number>"``; call it before making an optimizer."""
+        for parameter in self.parameters():
+            parameter.data = to_device(parameter.data, device)
+        return self
+
+    def astype(self, dtype: Any) -> "Module":
+        """Convert all Parameters to ``dtype``, as gradient checks need it: ``model.astype(np.float64)``."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that ``backward`` has added up."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # --- saving and loading -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every Parameter, by name, on the host."""
+        return {name: np.array(to_device(p.data, "cpu")) for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray], strict: bool = True) -> None:
+        """Copy arrays into the Parameters of the same names, in place, keeping device and dtype.
+
+        Raises ValueError with every missing, unexpected and mis-shaped name; with ``strict=False`` only mis-shaped
+        names are errors. Nothing is copied where anything is wrong.
+
+        >>> from minivit.nn import Linear
+        >>> Linear(2, 1).load_state_dict({"weight": np.zeros((1, 3)), "scale": np.ones(1)})
+        Traceback (most recent call last):
+        ValueError: state does not fit Linear: missing bias; unexpected scale; weight is (1, 3), expected (1, 2)
+        """
+        own = dict(self.named_parameters())
+        missing = [name for name in own if name not in state and strict]
+        unexpected = [name for name in state if name not in own and strict]
+        problems = [f"missing {', '.join(missing)}"] if missing else []
+        problems += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
+        for name, p in own.items():
+            if name in state and state[name].shape != p.shape:
+                problems.append(f"{name} is {state[name].shape}, expected {p.shape}")
+        if problems:
+            raise ValueError(f"state does not fit {type(self).__name__}: {'; '.join(problems)}")
+        for name, p in own.items():
+            if name in state:
+                p.data[...] = to_device(np.asarray(state[name], p.dtype), p.device)
+
+    # --- looking at it ----------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What a subclass wants to show of itself besides its Parameters."""
+        return ""
+
+    def __repr__(self) -> str:
+        return "\n".join(_tree(self))
+
+
+def _parts(module: Module) -> Iterator[tuple[str, Any]]:
+    """(name, Module or Parameter) directly held by a Module, through lists, tuples and dicts."""
+
+    def search(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, (Module, Parameter)):
+            yield name, value
+        elif isinstance(value, (list, tuple)):
+            for i, entry in enumerate(value):
+                yield from search(f"{name}.{i}", entry)
+        elif isinstance(value, dict):
+            for k, entry in value.items():
+                yield from search(f"{name}.{k}", entry)
+
+    for name, value in vars(module).items():
+        yield from search(name, value)
+
+
+def _tree(module: Module) -> list[str]:
+    """The lines of ``repr``: one a part, with shapes and counts; equal neighbours (blocks) are shown once."""
+    extra = module.extra_repr()
+    lines = [f"{type(module).__name__}({extra}): {module.num_parameters():,} parameters"]
+    previous: list[str] = []
+    first, last = "", ""
+    for name, part in [*_parts(module), ("", None)]:
+        body = [] if part is None else [f"{part.shape}"] if isinstance(part, Parameter) else _tree(part)
+        if previous and body != previous:
+            title = first if first == last else f"{first} … {last}"
+            lines += [f"  {title}: {previous[0]}", *("  " + line for line in previous[1:])]
+        first = name if body != previous else first
+        last, previous = name, body
+    return lines
+
+
+def as_tensor(x: Any) -> Tensor:
+    """``x`` itself if it is a Tensor, else a constant Tensor of the array."""
+    return x if isinstance(x, Tensor) else Tensor(x)

@@ -17,6 +17,7 @@ import functools
 import heapq
 import inspect
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,7 +260,10 @@ def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     if leading < 0 or any(n not in (1, m) for n, m in zip(shape, dx.shape[leading:])):
         raise ValueError(f"a pullback gave a cotangent of shape {dx.shape} for an argument of shape {shape}")
     stretched = tuple(leading + i for i, n in enumerate(shape) if n == 1)
-    return dx.sum(axis=tuple(range(leading)) + stretched, keepdims=True).reshape(shape)
+    if stretched:
+        return dx.sum(axis=tuple(range(leading)) + stretched, keepdims=True).reshape(shape)
+    rows = dx.reshape(-1, math.prod(shape))
+    return (array_module(dx).ones(len(rows), dx.dtype) @ rows).reshape(shape)  # a sum of rows, at BLAS speed
 
 
 def _origin(arg: Any) -> "Node | Tensor | None":
@@ -289,7 +293,7 @@ def _freed(dy):
 
 def _accumulate(x: Tensor, dx: Array) -> None:
     if x.grad is None:
-        x.grad = dx.astype(x.dtype)  # a copy: dx may be shared with another Tensor
+        x.grad = array_module(x.data).array(dx, x.dtype)  # a copy: dx may be shared with another Tensor
     else:
         x.grad += dx  # in place: grad may be a view into an optimizer's flat buffer
 

@@ -4,6 +4,7 @@ There is no global ``xp``. An op asks the array it was given, so NumPy and CuPy 
 process; a device is named only where arrays are created or moved.
 """
 
+import ctypes
 import importlib
 import sys
 from types import ModuleType
@@ -31,6 +32,38 @@ def device_of(array: Array) -> str:
     """
     device = getattr(array, "device", "cpu")
     return "cpu" if device == "cpu" else f"cuda:{device.id}"
+
+
+def cache_blocks(array: Array, bytes_per_block: int = 2**19) -> list[slice]:
+    """Slices that cut a flat array into pieces small enough to stay in a CPU core's cache over several passes.
+
+    Large arrays come and go through main memory once a pass, which costs more than the arithmetic. A GPU's array is
+    one piece: there a pass is a kernel launch.
+
+    >>> cache_blocks(np.zeros(200000, np.float32))
+    [slice(0, 131072, None), slice(131072, 200000, None)]
+    """
+    length = max(1, bytes_per_block // array.dtype.itemsize if isinstance(array, np.ndarray) else array.size)
+    return [slice(start, min(start + length, array.size)) for start in range(0, array.size, length)]
+
+
+def reuse_freed_memory() -> bool:
+    """Tell the C allocator to keep freed memory for the next array; True where it could be told (Linux with glibc).
+
+    A training step frees and allocates the same hundreds of megabytes again and again. glibc gives large blocks back
+    to the system each time, and every page of a new one costs a page fault, more than the arithmetic on it. The
+    process then holds its peak memory until it ends, so a program decides this, not ``import minivit``.
+
+    >>> reuse_freed_memory() in (True, False)
+    True
+    """
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    options = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def to_device(array: Array, device: str) -> Array:

@@ -60,12 +60,13 @@ def gradcheck(
     if not named and not parameters:
         raise TypeError("gradcheck found nothing to differentiate: no floating-point array among the inputs")
     rng = generator(seed, "gradcheck")
+    constants = [Tensor(x) if _is_float(x) else x for x in arrays]
     before = {name: x.copy() for name, x in named.items()} | {name: p.data.copy() for name, p in parameters.items()}
 
     y, g, gradients = _backward(f, arrays, parameters, rng, None)
     again, _, repeated = _backward(f, arrays, parameters, rng, g)
     with no_grad():
-        unrecorded = f(*arrays).data
+        unrecorded = f(*constants).data
     for name, old in before.items():
         now = named[name] if name in named else parameters[name].data
         if not _same(old, now):
@@ -82,10 +83,11 @@ def gradcheck(
             moved = before[name] + step * v
             with no_grad():
                 if name in named:
-                    values.append(f(*[moved if f"argument {i}" == name else x for i, x in enumerate(arrays)]).data)
+                    changed = [Tensor(moved) if f"argument {i}" == name else x for i, x in enumerate(constants)]
+                    values.append(f(*changed).data)
                 else:
                     parameters[name].data[...] = moved
-                    values.append(f(*arrays).data)
+                    values.append(f(*constants).data)
                     parameters[name].data[...] = before[name]
         return float((g * (values[0] - values[1])).sum()) / (2 * eps)
 
@@ -114,11 +116,11 @@ def _backward(f, arrays: list, parameters: Mapping[str, Parameter], rng, g: Arra
         g = array_module(y.data).asarray(rng.standard_normal(y.shape))
     if y.node is None:
         raise GradcheckError("the result does not depend on any of the arguments through recorded ops")
+    kept = g.copy()
     first, second = y.node.pullback(g), y.node.pullback(g)
     pairs = zip(first, second) if isinstance(first, tuple) else [(first, second)]
     if not all(a is None or _same(a, b) for a, b in pairs):
         raise GradcheckError(f"the pullback of {y.node.op} gives another answer when it is called again")
-    kept = g.copy()
     y.backward(g)
     if not _same(g, kept):
         raise GradcheckError("a pullback wrote to the cotangent it was given")

@@ -31,7 +31,8 @@ def key(seed: int, *names: object) -> tuple[int, int]:
     >>> key(0, "dropout", 3) == key(0, "dropout", 3) != key(0, "dropout", 4)
     True
     """
-    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    plain = tuple(name.item() if isinstance(name, np.generic) else name for name in (seed, *names))  # np.int64(3) is 3
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 

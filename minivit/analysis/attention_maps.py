@@ -16,7 +16,7 @@ def attention_maps(model: Module, images: Array) -> list[np.ndarray]:
     >>> from minivit.models import create_model
     >>> maps = attention_maps(create_model("vit_nano_patch7_28"), np.zeros((2, 1, 28, 28), np.float32))
     >>> len(maps), maps[-1].shape, float(maps[-1].sum(-1).max().round(4))
-    (6, (2, 4, 17, 17), 1.0)
+    (4, (2, 4, 17, 17), 1.0)
     """
     layers = [module for _, module in model.named_modules() if isinstance(module, Attention)]
     if not layers:

@@ -183,18 +183,19 @@ def _parts(module: Module) -> Iterator[tuple[str, Any]]:
 
 
 def _tree(module: Module) -> list[str]:
-    """The lines of ``repr``: one a part, with shapes and counts; equal neighbours (blocks) are shown once."""
-    extra = module.extra_repr()
-    lines = [f"{type(module).__name__}({extra}): {module.num_parameters():,} parameters"]
-    previous: list[str] = []
-    first, last = "", ""
-    for name, part in [*_parts(module), ("", None)]:
-        body = [] if part is None else [f"{part.shape}"] if isinstance(part, Parameter) else _tree(part)
-        if previous and body != previous:
-            title = first if first == last else f"{first} … {last}"
-            lines += [f"  {title}: {previous[0]}", *("  " + line for line in previous[1:])]
-        first = name if body != previous else first
-        last, previous = name, body
+    """The lines of ``repr``: one a part, with shapes and counts; equal neighbours of a list are shown once."""
+    count = module.num_parameters()
+    lines = [f"{type(module).__name__}({module.extra_repr()})" + (f": {count:,} parameters" if count else "")]
+    runs: list[tuple[str, str, list[str]]] = []  # first name, last name, lines
+    for name, part in _parts(module):
+        body = [str(part.shape)] if isinstance(part, Parameter) else _tree(part)
+        if runs and name[-1].isdigit() and "." in name and runs[-1][2] == body:
+            runs[-1] = (runs[-1][0], name, body)
+        else:
+            runs.append((name, name, body))
+    for first, last, body in runs:
+        title = first if first == last else f"{first} … {last}"
+        lines += [f"  {title}: {body[0]}", *("  " + line for line in body[1:])]
     return lines
 
 

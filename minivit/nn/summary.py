@@ -21,12 +21,12 @@ class Summary(list):
     """The layers of a model in the order of their names; printed as a table."""
 
     def __str__(self) -> str:
-        names = [f"{'  ' * (layer.name.count('.') + bool(layer.name))}{layer.name or '(model)'}" for layer in self]
-        width = max(map(len, names))
+        width = max(len("(model)"), *(len(layer.name) for layer in self))
         lines = [f"{'layer':{width}}  {'type':18} {'output':>20} {'parameters':>14} {'MFLOP':>12}"]
         lines += [
-            f"{name:{width}}  {layer.kind:18} {layer.shape!s:>20} {layer.parameters:14,} {layer.flops / 1e6:12,.2f}"
-            for name, layer in zip(names, self)
+            f"{layer.name or '(model)':{width}}  {layer.kind:18} {layer.shape!s:>20} "
+            f"{layer.parameters:14,} {layer.flops / 1e6:12,.2f}"
+            for layer in self
         ]
         return "\n".join(lines)
 
@@ -38,10 +38,10 @@ def summary(model: Module, *inputs) -> Summary:
     >>> print(summary(Mlp(2, 4), Tensor([[1.0, 2.0]])))
     layer    type      output  parameters  MFLOP
     (model)  Mlp       (1, 2)          22   0.00
-      fc1    Linear    (1, 4)          12   0.00
-      drop1  Dropout   (1, 4)           0   0.00
-      fc2    Linear    (1, 2)          10   0.00
-      drop2  Dropout   (1, 2)           0   0.00
+    fc1    Linear    (1, 4)          12   0.00
+    drop1  Dropout   (1, 4)           0   0.00
+    fc2    Linear    (1, 2)          10   0.00
+    drop2  Dropout   (1, 2)           0   0.00
     """
     names = {id(module): name for name, module in model.named_modules()}
     flops = dict.fromkeys(names.values(), 0)

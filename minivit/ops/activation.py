@@ -3,7 +3,7 @@
 import math
 
 from minivit.autograd import op, recording
-from minivit.backend import Array, array_module
+from minivit.backend import Array, array_module, cache_blocks
 
 
 @op
@@ -23,48 +23,38 @@ def gelu(x, approximate="none"):
 
     - ``"none"``: exact, the form of ViT, DeiT and MAE. d/dx x Φ(x) = Φ(x) + x φ(x), with the density
       φ(x) = e^(−x²/2) / √(2π).
-    - ``"tanh"``: ½ x (1 + tanh u), u = √(2/π) (x + 0.044715 x³); its derivative is ½ (1 + tanh u) + ½ x (1 − tanh² u)
-      u′ with u′ = √(2/π) (1 + 3 · 0.044715 x²). It differs from the exact form by up to 4.8e-4.
+    - ``"tanh"``: ½ x (1 + tanh u), u = √(2/π) (x + 0.044715 x³), which differs from the exact form by up to 4.8e-4. Its
+      derivative is ½ (1 + tanh u) + ½ x (1 − tanh² u) u′ with u′ = √(2/π) (1 + 3 · 0.044715 x²).
 
-    The derivative is computed on the way forward, where e^(−x²/2) is at hand, and it is all that is kept.
+    The slope is computed on the way forward, where e^(−x²/2) is at hand, and is all that is kept. A dozen passes over x
+    are needed: they are made block by block, while the block is in the cache.
     Raises ValueError for any other form.
 
     >>> gelu(Tensor([-1.0, 0.0, 1.0])).numpy().round(4)
     array([-0.1587,  0.    ,  0.8413], dtype=float32)
     """
+    if approximate not in _GELU:
+        raise ValueError(f"approximate must be one of {', '.join(map(repr, _GELU))}, got {approximate!r}")
     xp = array_module(x)
-    if approximate == "none":
-        density = xp.exp(-0.5 * x * x)
-        cdf = _normal_cdf(x, density)
-        if recording():
-            slope = x * density
-            slope *= 1 / math.sqrt(2 * math.pi)
-            slope += cdf
-        cdf *= x
-        y = cdf
-    elif approximate == "tanh":
-        c = math.sqrt(2 / math.pi)
-        th = xp.tanh(c * (x + 0.044715 * x * x * x))
-        if recording():
-            slope = 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * (c * (1 + 3 * 0.044715 * x * x))
-        y = 0.5 * x * (1 + th)
-    else:
-        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    return y, lambda dy: dy * slope
+    shape, flat, y = x.shape, x.reshape(-1), xp.empty(x.size, x.dtype)
+    slope = xp.empty(x.size, x.dtype) if recording() else None
+    for block in cache_blocks(flat):
+        _GELU[approximate](flat[block], y[block], slope if slope is None else slope[block])
+    return y.reshape(shape), lambda dy: dy * slope.reshape(shape)
 
 
-def _normal_cdf(x: Array, density: Array) -> Array:
-    """Φ(x), given ``density`` = e^(−x²/2). NumPy has no erf, so this is one.
+def _gelu_exact(x: Array, y: Array, slope: Array | None) -> None:
+    """Write x Φ(x) to ``y`` and its derivative to ``slope``. NumPy has no erf, so Φ is computed here.
 
-    For x ≥ 0 the tail is Φ(−x) = e^(−x²/2) P(s), where P varies slowly in s = 2 / (1 + x/5) − 1 ∈ (−1, 1]; the other
-    half follows from Φ(x) = 1 − Φ(−x). P is a polynomial, fitted by least squares (in 50 digits, at 160 Chebyshev
-    nodes, weighted by (1 + x) e^(−x²/2), so that x Φ(x) is even in error): degree 6 is within 4e-9 for float32,
-    degree 15 within 1e-16 for float64.
+    For a = |x| the tail is Φ(−a) = e^(−a²/2) P(s), where P varies slowly in s = 2 / (1 + a/5) − 1 ∈ (−1, 1], and from
+    it x Φ(x) = max(x, 0) − a Φ(−a) and Φ(x) = ½ ± (½ − Φ(−a)). P is a polynomial, fitted by least squares (in 50
+    digits, at 160 Chebyshev nodes, weighted by (1 + a) e^(−a²/2), so that x Φ(x) is even in error): degree 6 is
+    within 4e-9 for float32, degree 15 within 1e-16 for float64.
     """
     xp = array_module(x)
     coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32
-    s = xp.abs(x)
-    s *= 0.2
+    a = xp.abs(x)
+    s = 0.2 * a
     s += 1
     xp.divide(2, s, out=s)
     s -= 1
@@ -73,10 +63,32 @@ def _normal_cdf(x: Array, density: Array) -> Array:
         tail += c
         tail *= s
     tail += coefficients[0]
+    density = x * x
+    density *= -0.5
+    xp.exp(density, out=density)
     tail *= density
-    return xp.where(x > 0, 1 - tail, tail)
+    if slope is not None:
+        xp.subtract(0.5, tail, out=slope)
+        xp.copysign(slope, x, out=slope)
+        slope += 0.5
+        density *= 1 / math.sqrt(2 * math.pi)
+        density *= x
+        slope += density
+    tail *= a
+    xp.maximum(x, 0, out=y)
+    y -= tail
 
 
+def _gelu_tanh(x: Array, y: Array, slope: Array | None) -> None:
+    """Write the tanh form to ``y`` and its derivative to ``slope``."""
+    c = math.sqrt(2 / math.pi)
+    th = array_module(x).tanh(c * (x + 0.044715 * x * x * x))
+    if slope is not None:
+        slope[...] = 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * (c * (1 + 3 * 0.044715 * x * x))
+    y[...] = 0.5 * x * (1 + th)
+
+
+_GELU = {"none": _gelu_exact, "tanh": _gelu_tanh}
 _TAIL_FLOAT32 = (
     0.07693396882, 0.1432344143, 0.1174778919, 0.07605081836, 0.05767855925, 0.01144696338, 0.01717738573,
 )  # fmt: skip

@@ -39,13 +39,14 @@ def linear(x, weight, bias=None):
         raise ValueError(f"linear needs x (…, I) and weight (O, I), got x {x.shape} and weight {weight.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear needs bias of shape {weight.shape[:1]}, got {bias.shape}")
-    rows = x.reshape(-1, x.shape[-1])  # a product of two matrices is one BLAS call, of three axes it is many
+    shape = x.shape
+    rows = x.reshape(-1, shape[-1])  # a product of two matrices is one BLAS call, of three axes it is many
     y = rows @ weight.T
     if bias is not None:
         y += bias
 
     def pullback(dy):
         dy = dy.reshape(-1, dy.shape[-1])
-        return (dy @ weight).reshape(x.shape), dy.T @ rows, dy
+        return (dy @ weight).reshape(shape), dy.T @ rows, dy
 
-    return y.reshape(x.shape[:-1] + y.shape[-1:]), pullback
+    return y.reshape(shape[:-1] + y.shape[-1:]), pullback

@@ -80,11 +80,12 @@ def _distribution(target: Array, shape: tuple[int, ...], dtype) -> Array:
 
 
 def _reduce(losses: Array, reduction: str) -> tuple:
-    """The reduced losses, and the function that spreads the cotangent of the result over them."""
+    """The reduced losses, and the cotangent of each loss as a function of that of the result (a number for all)."""
+    count = losses.size
     if reduction == "none":
         return losses, lambda dy: dy
     if reduction == "sum":
-        return losses.sum(), lambda dy: array_module(losses).broadcast_to(dy, losses.shape)
+        return losses.sum(), lambda dy: dy
     if reduction == "mean":
-        return losses.mean(), lambda dy: array_module(losses).broadcast_to(dy / losses.size, losses.shape)
+        return losses.mean(), lambda dy: dy / count
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")

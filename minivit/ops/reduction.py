@@ -1,4 +1,7 @@
-"""Sums, means and maxima over axes. A reduction's pullback hands dy to every element that took part."""
+"""Sums, means and maxima over axes. A reduction's pullback hands dy to every element that took part.
+
+It needs the shape of x, and mentions ``shape`` instead of ``x.shape``: so x itself is not kept.
+"""
 
 import math
 
@@ -13,7 +16,8 @@ def sum(x, axis=None, keepdims=False):
     >>> sum(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).numpy()
     array([4., 6.], dtype=float32)
     """
-    return x.sum(axis=axis, keepdims=keepdims), lambda dy: _spread(dy, x.shape, axis)
+    shape = x.shape
+    return x.sum(axis=axis, keepdims=keepdims), lambda dy: _spread(dy, shape, axis)
 
 
 @op
@@ -23,8 +27,9 @@ def mean(x, axis=None, keepdims=False):
     >>> mean(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).numpy()
     array([2., 3.], dtype=float32)
     """
-    count = math.prod(x.shape[a] for a in _axes(axis, x.ndim))
-    return x.mean(axis=axis, keepdims=keepdims), lambda dy: _spread(dy / count, x.shape, axis)
+    shape = x.shape
+    count = math.prod(shape[a] for a in _axes(axis, x.ndim))
+    return x.mean(axis=axis, keepdims=keepdims), lambda dy: _spread(dy / count, shape, axis)
 
 
 @op
@@ -34,12 +39,11 @@ def amax(x, axis=None, keepdims=False):
     >>> amax(Tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0).numpy()
     array([3., 4.], dtype=float32)
     """
-    axes = _axes(axis, x.ndim)
-    largest = x.max(axis=axes, keepdims=True)
+    largest = x.max(axis=axis, keepdims=True)
 
     def pullback(dy):
         winners = (x == largest).astype(x.dtype)
-        winners /= winners.sum(axis=axes, keepdims=True)
+        winners /= winners.sum(axis=axis, keepdims=True)
         return winners * _spread(dy, x.shape, axis)
 
     return x.max(axis=axis, keepdims=keepdims), pullback

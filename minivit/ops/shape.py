@@ -11,7 +11,8 @@ def reshape(x, shape):
     >>> reshape(Tensor([1.0, 2.0, 3.0, 4.0]), (2, -1)).shape
     (2, 2)
     """
-    return x.reshape(shape), lambda dy: dy.reshape(x.shape)
+    old = x.shape
+    return x.reshape(shape), lambda dy: dy.reshape(old)
 
 
 @op
@@ -66,8 +67,10 @@ def getitem(x, index):
         if not (entry is None or entry is ... or isinstance(entry, (int, slice))) or isinstance(entry, bool):
             raise TypeError(f"a Tensor is indexed by integers, slices, ... and None, got {type(entry).__name__}")
 
+    shape = x.shape
+
     def pullback(dy):
-        dx = array_module(x).zeros_like(x)
+        dx = array_module(dy).zeros(shape, dy.dtype)
         dx[index] = dy
         return dx
 
@@ -85,11 +88,11 @@ def take_tokens(x, ids):
     >>> take_tokens(Tensor([[[1.0], [2.0], [3.0]]]), np.array([[2, 0]])).numpy().ravel()
     array([3., 1.], dtype=float32)
     """
-    batch, tokens = x.shape[:2]
-    rows = _check_ids(ids, batch, tokens)
+    shape = x.shape
+    rows = _check_ids(ids, *shape[:2])
 
     def pullback(dy):
-        dx = array_module(x).zeros_like(x)
+        dx = array_module(dy).zeros(shape, dy.dtype)
         dx[rows, ids] = dy
         return dx
 

@@ -1,0 +1,142 @@
+"""The pictures that the examples draw, with matplotlib, straight to PNG files."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no window, no display needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+INK, GRID = "#333333", "#dddddd"
+TRAIN, TEST, WRONG = "#9aa7b8", "#2b6cb0", "#c53030"
+
+plt.rcParams.update(
+    {
+        "font.size": 9, "axes.titlesize": 9, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
+        "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "figure.dpi": 140,
+    }
+)  # fmt: skip
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write the figure under a temporary name, then give it its own: a picture is whole or is not there."""
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) bytes → (H, W, 3) bytes; one channel becomes grey, of more than three the first three are shown."""
+    image = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
+    return image.transpose(1, 2, 0)
+
+
+def bare(axes: plt.Axes) -> plt.Axes:
+    """Axes for a picture: no ticks, no frame, no grid."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def draw_curves(epochs: list[dict], path: Path) -> None:
+    """Loss and accuracy by epoch: dicts with epoch, train_loss, test_loss, train_accuracy, test_accuracy."""
+    x = [e["epoch"] for e in epochs]
+    figure, panels = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+    for axes, quantity, unit in zip(panels, ("loss", "accuracy"), (1, 100)):
+        for split, colour in (("train", TRAIN), ("test", TEST)):
+            y = [unit * e[f"{split}_{quantity}"] for e in epochs]
+            axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1.4)
+            axes.annotate(
+                f" {split} {y[-1]:.2f}", (x[-1], y[-1]), color=colour, xytext=(3, 0), textcoords="offset points",
+                va="bottom" if (split == "train") == (quantity == "loss") else "top", annotation_clip=False,
+            )  # fmt: skip
+        axes.set_xlabel("epoch")
+        axes.set_title("cross-entropy loss" if quantity == "loss" else "accuracy, %", loc="left")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(x=0.12)
+    panels[0].set_ylim(bottom=0)
+    save(figure, path)
+
+
+def draw_predictions(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], path: Path, columns: int = 8
+) -> None:
+    """Images (n, C, H, W) with what the network says, how sure it is, and, where it is wrong, what is true.
+
+    ``labels`` (n,), ``probabilities`` (n, K).
+    """
+    rows = -(-len(images) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.55 * rows), squeeze=False)
+    for axes in panels.ravel():
+        bare(axes)
+    for axes, image, label, p in zip(panels.ravel(), images, labels, probabilities):
+        guess = int(p.argmax())
+        axes.imshow(as_picture(image), interpolation="nearest")
+        title = f"{classes[guess]} ({100 * p[guess]:.0f} %)"
+        if guess != label:
+            title += f"\ntrue: {classes[label]}"
+        axes.set_title(title, fontsize=7.5, color=INK if guess == label else WRONG, pad=3)
+    figure.subplots_adjust(hspace=0.45, wspace=0.1)
+    save(figure, path)
+
+
+def draw_attention(images: np.ndarray, maps: np.ndarray, titles: list[str], path: Path) -> None:
+    """A row an image: the image, the mean over the heads, and each head's attention drawn over the image.
+
+    ``images`` (n, C, H, W) bytes, ``maps`` (n, heads, grid height, grid width). Each map is scaled to its own maximum:
+    dark is unseen, bright is where the attention goes.
+    """
+    heads = maps.shape[1]
+    columns = ["", "mean of heads", *(f"head {h + 1}" for h in range(heads))]
+    size = (1.25 * (2 + heads), 1.32 * len(images))
+    figure, panels = plt.subplots(len(images), 2 + heads, figsize=size, squeeze=False)
+    for row, image, attention, title in zip(panels, images, maps, titles):
+        picture = as_picture(image)
+        for axes, weights in zip(row, [None, attention.mean(0), *attention]):
+            bare(axes)
+            axes.imshow(picture if weights is None else shade(picture, weights), interpolation="nearest")
+        row[0].set_title(title, fontsize=7.5, pad=3)
+    for axes, title in zip(panels[0, 1:], columns[1:]):
+        axes.set_title(title, fontsize=7.5, pad=3)
+    figure.subplots_adjust(hspace=0.22, wspace=0.06)
+    save(figure, path)
+
+
+def shade(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The picture (H, W, 3) in grey, coloured by the weights (grid height, grid width), each patch by its own."""
+    height, width = picture.shape[:2]
+    weights = weights / max(weights.max(), 1e-12)
+    weights = weights.repeat(height // weights.shape[0], 0).repeat(width // weights.shape[1], 1)[..., None]
+    grey = picture.mean(-1, keepdims=True) / 255
+    heat = plt.get_cmap("inferno")(weights[..., 0])[..., :3]
+    return np.clip(0.35 * grey + 0.65 * heat, 0, 1)
+
+
+def draw_positions(table: np.ndarray, grid: tuple[int, int], path: Path) -> None:
+    """How alike are the position embeddings? One small map a patch: its cosine with every patch's embedding.
+
+    ``table`` (rows · columns, D). Figure 7 (middle) of the Vision Transformer paper.
+    """
+    rows, columns = grid
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)
+    side = 4.6 / max(grid)
+    figure, panels = plt.subplots(rows, columns, figsize=(columns * side + 1, rows * side), squeeze=False)
+    for i in range(rows):
+        for j in range(columns):
+            axes = bare(panels[i, j])
+            shown = axes.imshow(similarity[i, j], vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+    figure.subplots_adjust(hspace=0.12, wspace=0.12)
+    bar = figure.colorbar(shown, ax=panels, fraction=0.04, pad=0.03, label="cosine similarity")
+    bar.outline.set_visible(False)
+    figure.supxlabel("column of the patch", y=0.03, fontsize=9)
+    figure.supylabel("row of the patch", x=0.05, fontsize=9)
+    save(figure, path)

@@ -1,0 +1,164 @@
+"""Train a Vision Transformer on real images, and see what it learned.
+
+    python examples/train_vit.py                                    # ten shapes, generated: no download
+    python examples/train_vit.py --dataset mnist --data-dir DIR     # downloaded to DIR where it is missing
+    python examples/train_vit.py --dataset folder:PATH --size 64    # your own images, one folder a class
+
+It leaves a folder ``runs/<name>/``: ``log.jsonl``, ``last.npz`` and ``best.npz``, and the pictures ``curves.png``,
+``predictions.png``, ``attention.png`` and ``positions.png``. Ctrl-C saves and ends; ``--resume`` goes on. The last line
+printed is a JSON object with the figures of the run.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minivit.analysis import class_attention
+from minivit.backend import reuse_freed_memory
+from minivit.data import Dataset, Loader, load
+from minivit.data.augment import RandomCrop, RandomHorizontalFlip
+from minivit.models import VisionTransformer, create_model, list_models
+from minivit.optim import AdamW, weight_decay_groups
+from minivit.training import CheckpointError, Interrupted, NonFiniteLoss, TrainConfig, fit, predict, read_log
+
+
+class Recipe(NamedTuple):
+    """What trains well on a data set; every part can be changed on the command line."""
+
+    model: str
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    crop: int = 0
+    flip: bool = False
+
+
+RECIPES = {
+    "shapes": Recipe("vit_nano_patch8_32", 2, 2e-3),
+    "mnist": Recipe("vit_nano_patch7_28", 8, 3e-3, crop=1),
+    "fashion_mnist": Recipe("vit_nano_patch7_28", 12, 2e-3, crop=2, flip=True),
+    "cifar10": Recipe("vit_micro_patch4_32", 12, 1e-3, crop=4, flip=True),
+    "cifar100": Recipe("vit_micro_patch4_32", 20, 1e-3, crop=4, flip=True),
+    "folder": Recipe("vit_micro_patch4_32", 12, 1e-3, crop=4, flip=True),
+}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--dataset", default="shapes", help="shapes, mnist, fashion_mnist, cifar10, cifar100 or folder:PATH")
+    add("--data-dir", default="data", help="where the files of public data sets are, or are downloaded to")
+    add("--size", type=int, help="pixels a side, for shapes and folders (default 32)")
+    add("--train-images", type=int, help="use only so many training images")
+    add("--model", help=f"one of {', '.join(list_models())} (default: by data set)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER")
+    add("--epochs", type=int, help="passes over the training images")
+    add("--batch-size", type=int, help="images a step")
+    add("--micro-batch", type=int, default=64, help="images that go through the network at a time")
+    add("--lr", type=float, help="peak learning rate")
+    add("--weight-decay", type=float, default=0.05)
+    add("--warmup", type=float, default=0.1, help="share of the steps in which the learning rate rises")
+    add("--label-smoothing", type=float, default=0.0)
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    add("--ema", type=float, help="evaluate a moving average of the weights with this decay")
+    add("--drop-path", type=float, default=0.0, help="stochastic depth of the last block")
+    add("--crop", type=int, help="move training images by up to so many pixels")
+    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="mirror half of the training images")
+    add("--seed", type=int, default=0, help="names every random number of the run")
+    add("--run-dir", type=Path, help="folder of the run (default: runs/<data set>-<model>-<seed>)")
+    add("--resume", action="store_true", help="go on with the run in this folder")
+    add("--overwrite", action="store_true", help="begin anew where the folder holds a run")
+    args = parser.parse_args(arguments)
+    kind, _, path = args.dataset.partition(":")
+    recipe = RECIPES.get(kind, RECIPES["folder"])
+    for name, value in recipe._asdict().items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    label = f"{Path(path).name}-" if path else f"{kind}-"
+    args.run_dir = args.run_dir or Path("runs") / f"{label}{args.model}-{args.seed}"
+    return args
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    args = parse(arguments)
+    reuse_freed_memory()
+    train_set, test_set = (part.to(args.device) for part in load(args.dataset, args.data_dir, args.size, args.seed))
+    if args.train_images:
+        train_set = train_set.subset(np.arange(len(train_set))[:: max(1, len(train_set) // args.train_images)])
+    channels, *size = train_set.images.shape[1:]
+    options = {
+        "img_size": size, "in_chans": channels, "num_classes": len(train_set.classes), "drop_path_rate": args.drop_path,
+        "seed": args.seed,
+    }  # fmt: skip
+    model = create_model(args.model, **options).to(args.device)
+    print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {args.device}\n{args.run_dir}")
+
+    crop = [RandomCrop(args.crop)] if args.crop else []
+    flip = [RandomHorizontalFlip()] if args.flip else []
+    result = fit(
+        model,
+        AdamW(weight_decay_groups(model, args.weight_decay), lr=args.lr),
+        Loader(train_set, args.batch_size, args.seed, augment=crop + flip),
+        Loader(test_set, 250, shuffle=False),
+        TrainConfig(
+            args.run_dir, args.epochs, args.lr, warmup_epochs=args.warmup * args.epochs, clip=args.clip,
+            label_smoothing=args.label_smoothing, micro_batch=args.micro_batch, ema=args.ema, seed=args.seed,
+            save_seconds=60, resume_hint="the same command with --resume",
+        ),
+        resume=args.resume,
+        overwrite=args.overwrite,
+        meta={"model": args.model, "arguments": options},
+    )  # fmt: skip
+    draw(model, test_set, args.run_dir)
+    return {
+        "example": "train_vit", "dataset": args.dataset.partition(":")[0], "model": args.model, "seed": args.seed,
+        "epochs": args.epochs, "train_images": len(train_set), "test_accuracy": result.test_accuracy,
+        "test_loss": result.test_loss, "seconds": round(result.seconds, 1),
+        "images_per_second": round(result.images_per_second, 1), "run_dir": str(args.run_dir),
+    }  # fmt: skip
+
+
+def draw(model: VisionTransformer, test_set: Dataset, run_dir: Path) -> None:
+    """The four pictures of a run. The images are the first of the test set, whatever the network makes of them."""
+    try:
+        import figures
+    except ImportError:
+        print("no pictures were drawn: they need matplotlib, pip install 'minivit[examples]'")
+        return
+    shown = test_set.to("cpu").subset(first_of_each_class(test_set.labels.tolist(), 32))
+    logits = predict(model, shown.normalise(shown.images)).astype(np.float64)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    figures.draw_curves([r for r in read_log(run_dir / "log.jsonl") if r["event"] == "epoch"], run_dir / "curves.png")
+    figures.draw_predictions(shown.images, shown.labels, probabilities, shown.classes, run_dir / "predictions.png")
+    few = shown.subset(range(min(6, len(shown))))
+    maps = class_attention(model.eval(), few.normalise(few.images))
+    titles = [few.classes[label] for label in few.labels]
+    figures.draw_attention(few.images, maps, titles, run_dir / "attention.png")
+    if model.pos_embed is not None:
+        table = model.pos_embed.numpy()[0, -model.patch_embed.num_patches :]
+        figures.draw_positions(table, model.patch_embed.grid_size, run_dir / "positions.png")
+    print(f"pictures in {run_dir}: curves, predictions, attention, positions")
+
+
+def first_of_each_class(labels: list[int], count: int) -> list[int]:
+    """Indices of the first image of each class, then of the second of each, … ``count`` in all."""
+    seen: dict[int, int] = {}
+    rank = []
+    for index, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        rank.append((seen[label], label, index))
+    return [index for _, _, index in sorted(rank)[:count]]
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(main()))
+    except Interrupted as stopped:
+        sys.exit(f"{stopped}")
+    except (CheckpointError, NonFiniteLoss, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.exit(f"train_vit: {error}")

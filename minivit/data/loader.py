@@ -1,0 +1,121 @@
+"""The loader: a data set in batches, in an order and with augmentations that depend on their names alone.
+
+Nothing here remembers what was drawn before. The order of an epoch is a function of (seed, epoch), the
+augmentation of an image a function of (seed, epoch, its index), so training can resume at any batch of any epoch
+and go on exactly as if it had never stopped.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from minivit.backend import Array, array_module
+from minivit.data.dataset import Dataset
+from minivit.random import generator
+
+Augmentation = Callable[[Array, np.ndarray, int, int], Array]  # (images, samples, seed, epoch) → images
+
+
+class Batch(NamedTuple):
+    """What one training step gets."""
+
+    images: Array  # (B, C, H, W) float32, normalised
+    labels: Array  # (B,) int64
+    samples: np.ndarray  # (B,) int64, the index of each image in the data set: the key of its random draws
+
+
+class Loader:
+    """Batches of a ``Dataset``: shuffled, augmented, normalised, and made ahead in a thread.
+
+    - ``augment``: functions ``(images, samples, seed, epoch) -> images`` on uint8 batches, applied in order
+    - ``drop_last``: leave out the last batch of an epoch where it is smaller than the others
+    - ``prefetch``: how many batches are made ahead while the caller computes; 0 makes each when it is asked for
+
+    Raises ValueError for sizes that give no batch, or for a ``start`` outside of the epoch.
+
+    >>> images, labels = np.zeros((10, 1, 8, 8), np.uint8), np.arange(10)
+    >>> loader = Loader(Dataset("blank", images, labels, list("abcdefghij")), batch_size=4, seed=1)
+    >>> len(loader)
+    3
+    >>> first, second, third = loader.epoch(0)
+    >>> first.images.shape, third.images.shape
+    ((4, 1, 8, 8), (2, 1, 8, 8))
+    >>> [resumed] = loader.epoch(0, start=2)
+    >>> resumed.samples.tolist() == third.samples.tolist()
+    True
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        augment: Sequence[Augmentation] = (),
+        drop_last: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        if batch_size < 1 or prefetch < 0:
+            raise ValueError(f"batch_size must be at least 1 and prefetch at least 0, got {batch_size} and {prefetch}")
+        if len(dataset) < (batch_size if drop_last else 1):
+            raise ValueError(
+                f"batch_size {batch_size} with drop_last={drop_last} makes no batch of {len(dataset)} images"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.augment = tuple(augment)
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return (len(self.dataset) + (0 if self.drop_last else self.batch_size - 1)) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices of all images, in the order in which this epoch visits them."""
+        if not self.shuffle:
+            return np.arange(len(self.dataset))
+        return generator(self.seed, "order", epoch).permutation(len(self.dataset))
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        """Batch ``number`` of an epoch."""
+        return self._make(self.order(epoch), epoch, number)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number ``start`` on. Leaving the loop early ends the thread."""
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must be a batch number in 0 … {len(self)}, got {start}")
+        order, numbers = self.order(epoch), range(start, len(self))
+        if self.prefetch == 0:
+            return (self._make(order, epoch, number) for number in numbers)
+        return _ahead(lambda number: self._make(order, epoch, number), numbers, self.prefetch)
+
+    def _make(self, order: np.ndarray, epoch: int, number: int) -> Batch:
+        samples = order[number * self.batch_size : (number + 1) * self.batch_size]
+        at = array_module(self.dataset.images).asarray(samples)
+        images = self.dataset.images[at]
+        for augment in self.augment:
+            images = augment(images, samples, self.seed, epoch)
+        return Batch(self.dataset.normalise(images), self.dataset.labels[at], samples)
+
+
+def _ahead(make: Callable[[int], Batch], numbers: range, depth: int) -> Iterator[Batch]:
+    """``make(number)`` for each number, computed in one thread up to ``depth`` results before they are needed.
+
+    An exception of the thread is raised here, where its result was due.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+    try:
+        pending = deque(pool.submit(make, number) for number in numbers[:depth])
+        for number in numbers:
+            batch = pending.popleft().result()
+            if number + depth in numbers:
+                pending.append(pool.submit(make, number + depth))
+            yield batch
+    finally:  # at the end, after an exception, and where the caller stops asking
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,13 @@
+"""Optimizers, over flat parameters."""
+
+from minivit.optim.adamw import AdamW
+from minivit.optim.clip import clip_grad_norm
+from minivit.optim.ema import EMA
+from minivit.optim.optimizer import Optimizer
+from minivit.optim.parameters import FlatParameters, weight_decay_groups
+from minivit.optim.schedule import warmup_cosine
+from minivit.optim.sgd import SGD
+
+__all__ = [
+    "EMA", "SGD", "AdamW", "FlatParameters", "Optimizer", "clip_grad_norm", "warmup_cosine", "weight_decay_groups",
+]  # fmt: skip

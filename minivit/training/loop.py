@@ -1,0 +1,340 @@
+"""The training loop: epochs of steps, evaluation, log and checkpoints, and a run that can stop and go on anywhere.
+
+A run lives in a folder, ``run_dir``: ``log.jsonl`` (see ``log.py``), ``last.npz`` (everything; ``resume`` goes on from
+it), ``best.npz`` (the weights, or their average, with the highest test accuracy so far) and, after a failure,
+``nonfinite.npz``. In the log, ``epoch`` and ``step`` count what is done; a line is a "step" or an "epoch" ``event``.
+
+Where a run stands is a handful of numbers, ``Progress``. The order of images, their augmentation, dropout and the
+learning rate are functions of the epoch and the step, so that restoring these numbers, the weights and the
+optimizer's state continues bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from minivit.data.loader import Loader
+from minivit.nn import Module
+from minivit.ops import cross_entropy
+from minivit.optim import EMA, Optimizer, warmup_cosine
+from minivit.training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
+from minivit.training.evaluation import evaluate
+from minivit.training.interrupt import Interrupt, Interrupted
+from minivit.training.log import append_log, cut_log
+from minivit.training.step import NonFiniteLoss, StepResult, train_step
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The data, its batches and the optimizer's options belong to ``Loader`` and ``Optimizer``.
+
+    - ``lr``, ``min_lr``, ``warmup_epochs``: the rate's peak, its end, and when it peaks; see ``warmup_cosine``
+    - ``clip``: the largest norm of the gradient; None leaves it
+    - ``micro_batch``: images that go forward and backward at a time; None takes the whole batch
+    - ``ema``: decay of the moving average that is evaluated instead of the weights; None keeps none
+    - ``seed``: of dropout and drop-path
+    - ``save_epochs``, ``save_seconds``: save ``last.npz`` every so many epochs, and within an epoch after so long
+    - ``log_steps``: log every so many steps, besides every epoch; None logs epochs only
+    - ``progress``: show a bar (on a terminal) and a line for each epoch
+    - ``resume_hint``: what the user is told to say to go on after an interruption
+
+    Raises ValueError for values that make no run.
+    """
+
+    run_dir: str | Path
+    epochs: int
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    micro_batch: int | None = None
+    ema: float | None = None
+    seed: int = 0
+    save_epochs: int = 1
+    save_seconds: float | None = None
+    log_steps: int | None = None
+    progress: bool = True
+    resume_hint: str = "resume=True"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "save_epochs", "micro_batch", "log_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must lie in 0 … {self.epochs} (epochs), got {self.warmup_epochs}")
+
+
+FREE = {"run_dir", "save_epochs", "save_seconds", "log_steps", "progress", "resume_hint"}  # may change on resuming
+
+
+@dataclass
+class Progress:
+    """Where a run stands: ``batch`` batches of ``epoch`` are done (all of them: its evaluation is due)."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0  # of the whole run
+    images: int = 0  # of this epoch, as are the next two
+    loss_sum: float = 0.0
+    correct: int = 0
+    test_loss: float | None = None  # of the last evaluation
+    test_accuracy: float | None = None
+    best_accuracy: float | None = None
+    log_lines: int = 0
+    seconds: float = 0.0
+
+
+class FitResult(NamedTuple):
+    """What came of a run. ``seconds`` of all sessions together; ``images_per_second``: training, in this session."""
+
+    test_loss: float
+    test_accuracy: float
+    best_accuracy: float
+    steps: int
+    seconds: float
+    images_per_second: float
+
+
+def fit(
+    model: Module,
+    optimizer: Optimizer,
+    train: Loader,
+    test: Loader,
+    config: TrainConfig,
+    resume: bool = False,
+    overwrite: bool = False,
+    meta: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Train ``model`` on ``train`` and evaluate it on ``test`` after every epoch.
+
+    ``meta`` is saved with every checkpoint, besides the data set's name, classes, mean and std: give what rebuilds
+    the model, {"model": name, "arguments": {…}}. With ``resume`` the run in ``run_dir`` goes on where it was saved.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, saved; NonFiniteLoss, saved as ``nonfinite.npz``; CheckpointError
+    where ``resume`` finds no run or another one, where a new run finds one without ``overwrite``, and for a full disk.
+
+    >>> import tempfile
+    >>> from minivit.data import Dataset
+    >>> from minivit.models import VisionTransformer
+    >>> from minivit.optim import AdamW
+    >>> images = np.zeros((8, 1, 8, 8), np.uint8)
+    >>> images[::2] = 200
+    >>> data = Dataset("dark or bright", images, np.arange(8) % 2, ["bright", "dark"])
+    >>> model = VisionTransformer(8, 4, in_chans=1, num_classes=2, embed_dim=8, depth=1, num_heads=2)
+    >>> config = TrainConfig(tempfile.mkdtemp(), epochs=5, lr=0.01, progress=False)
+    >>> fit(model, AdamW(model.named_parameters()), Loader(data, 4), Loader(data, 8), config).test_accuracy
+    1.0
+    """
+    run = _Run(model, optimizer, train, test, config, dict(meta or {}))
+    if resume:
+        run.resume()
+    else:
+        run.begin(overwrite)
+    with Interrupt() as interrupt:
+        try:
+            while run.progress.epoch < config.epochs:
+                run.train_epoch(interrupt)
+                run.finish_epoch(interrupt)
+        except Interrupted as error:
+            run.save("last.npz")
+            raise Interrupted(
+                f"{error} after {run.progress.step} of {run.total_steps} steps, and saved: "
+                f"{config.resume_hint} goes on from {run.folder / 'last.npz'}"
+            ) from None
+        except NonFiniteLoss as error:
+            run.save("nonfinite.npz")
+            raise NonFiniteLoss(
+                f"{error}. The weights before this step are in {run.folder / 'nonfinite.npz'}; earlier checkpoints are "
+                "as they were. A lower learning rate, a longer warm-up or a clipped gradient may help",
+                error.first,
+            ) from error
+    return run.result()
+
+
+class _Run:
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        train: Loader,
+        test: Loader,
+        config: TrainConfig,
+        meta: dict[str, Any],
+    ):
+        self.model, self.optimizer, self.train, self.test, self.config = model, optimizer, train, test, config
+        self.folder = Path(config.run_dir)
+        self.log = self.folder / "log.jsonl"
+        self.ema = None if config.ema is None else EMA(optimizer, config.ema, warmup=True)
+        self.loss_fn = partial(cross_entropy, label_smoothing=config.label_smoothing)
+        self.total_steps = config.epochs * len(train)
+        self.progress = Progress()
+        self.trained, self.training_seconds = 0, 0.0  # images and time in this session
+        self.started = self.saved = time.monotonic()
+        data = train.dataset
+        self.meta = {"dataset": data.name, "classes": list(data.classes), "mean": data.mean, "std": data.std, **meta}
+        self.meta["settings"] = self.settings() | {key: meta.get(key) for key in ("model", "arguments")}
+        self.meta = json.loads(json.dumps(self.meta))  # as it will come back; what JSON refuses is found here
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to continue bit for bit."""
+        train, groups = self.train, self.optimizer.param_groups
+        settings = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in FREE}
+        return settings | {
+            "dataset": f"{train.dataset!r}",
+            "batch_size": train.batch_size,
+            "loader_seed": train.seed,
+            "shuffle": train.shuffle,
+            "drop_last": train.drop_last,
+            "augment": [getattr(augment, "__name__", type(augment).__name__) for augment in train.augment],
+            "optimizer": type(self.optimizer).__name__,
+            "groups": [{k: v for k, v in g.items() if k not in ("params", "slice", "lr")} for g in groups],
+        }
+
+    # --- begin, save, go on ---------------------------------------------------------------------------------------
+
+    def begin(self, overwrite: bool) -> None:
+        last = self.folder / "last.npz"
+        if last.exists() and not overwrite:
+            raise CheckpointError(
+                f"{self.folder} holds a run already: {self.config.resume_hint} goes on with it; "
+                "overwrite it, or give another run_dir, to begin anew"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("last.npz", "best.npz", "nonfinite.npz", "log.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot hold a run: {error.strerror or error}") from error
+
+    def resume(self) -> None:
+        checkpoint = load_checkpoint(self.folder / "last.npz")
+        before, now = checkpoint.meta["settings"], self.meta["settings"]
+        changes = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in now if before.get(k) != now.get(k)]
+        if changes:
+            raise CheckpointError(
+                f"{checkpoint.path} is of another run: {'; '.join(changes)}. "
+                "Give the same arguments to go on with it, or another run_dir to begin anew"
+            )
+        restore(checkpoint, self.model, self.optimizer, self.ema)
+        self.progress = Progress(**checkpoint.meta["progress"])
+        self.started -= self.progress.seconds
+        cut_log(self.log, self.progress.log_lines)
+
+    def save(self, name: str) -> None:
+        self.saved = time.monotonic()
+        self.progress.seconds = self.saved - self.started
+        meta = self.meta | {"progress": asdict(self.progress)}
+        whole = name != "best.npz"  # for predictions the weights are enough
+        save_checkpoint(
+            self.folder / name, self.model, self.optimizer if whole else None, self.ema if whole else None, meta
+        )
+
+    # --- an epoch -------------------------------------------------------------------------------------------------
+
+    def train_epoch(self, interrupt: Interrupt) -> None:
+        progress, config = self.progress, self.config
+        self.model.train()
+        total = min(len(self.train.dataset), len(self.train) * self.train.batch_size)
+        with tqdm(
+            total=total,
+            initial=progress.images,
+            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            unit=" images",
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}{postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if config.progress else True,  # None: shown on a terminal, not in a file
+        ) as bar:
+            for batch in self.train.epoch(progress.epoch, start=progress.batch):
+                interrupt.check()
+                start = time.monotonic()
+                self.optimizer.lr = self.learning_rate(progress.step)
+                result = train_step(
+                    self.model, self.loss_fn, *batch, self.optimizer, config.seed, progress.step,
+                    micro_batch=config.micro_batch, max_norm=config.clip,
+                )  # fmt: skip
+                if self.ema:
+                    self.ema.update()
+                self.count(result, len(batch.labels), time.monotonic() - start)
+                bar.set_postfix_str(self.describe(), refresh=False)
+                bar.update(len(batch.labels))
+                if config.log_steps and progress.step % config.log_steps == 0:
+                    self.write("step", loss=result.loss, grad_norm=result.grad_norm, lr=self.optimizer.lr)
+                if config.save_seconds is not None and time.monotonic() - self.saved >= config.save_seconds:
+                    self.save("last.npz")
+
+    def finish_epoch(self, interrupt: Interrupt) -> None:
+        progress = self.progress
+        with self.ema.applied() if self.ema else nullcontext():
+            test = evaluate(self.model, interrupt.checked(self.test.epoch(0)))
+            best = progress.best_accuracy is None or test.accuracy > progress.best_accuracy
+            progress.test_loss, progress.test_accuracy = test
+            progress.best_accuracy = test.accuracy if best else progress.best_accuracy
+            if best:
+                self.save("best.npz")
+        train_loss, train_accuracy = progress.loss_sum / progress.images, progress.correct / progress.images
+        speed = self.trained / self.training_seconds if self.training_seconds else 0.0
+        progress.epoch += 1
+        progress.batch = progress.images = progress.correct = 0
+        progress.loss_sum = 0.0
+        self.write(
+            "epoch",
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            lr=self.learning_rate(progress.step - 1),
+            images_per_second=speed,
+            seconds=time.monotonic() - self.started,
+        )
+        if self.config.progress:
+            tqdm.write(
+                f"epoch {progress.epoch}/{self.config.epochs}  train loss {train_loss:.4f}, accuracy "
+                f"{train_accuracy:.2%}  test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}  {speed:.0f} images/s"
+            )
+        if progress.epoch % self.config.save_epochs == 0 or progress.epoch == self.config.epochs:
+            self.save("last.npz")
+
+    def learning_rate(self, step: int) -> float:
+        c = self.config
+        warmup_steps = round(c.warmup_epochs * len(self.train))
+        return warmup_cosine(step, self.total_steps, warmup_steps, c.lr, c.min_lr)
+
+    def count(self, result: StepResult, images: int, seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.batch += 1
+        progress.images += images
+        progress.loss_sum += result.loss * images
+        progress.correct += result.correct
+        self.trained += images
+        self.training_seconds += seconds
+
+    def describe(self) -> str:
+        """What the bar says: means of this epoch so far, and when the whole run ends at this speed."""
+        p = self.progress
+        images_left = (self.total_steps - p.step) * self.train.batch_size
+        left = tqdm.format_interval(math.ceil(images_left * self.training_seconds / self.trained))
+        return f"loss {p.loss_sum / p.images:.3f}, accuracy {p.correct / p.images:.1%}, {left} left"
+
+    def write(self, event: str, **values: float) -> None:
+        try:
+            append_log(self.log, {"event": event, "epoch": self.progress.epoch, "step": self.progress.step, **values})
+        except OSError as error:
+            raise CheckpointError(f"{self.log} cannot be written: {error.strerror or error}") from error
+        self.progress.log_lines += 1
+
+    def result(self) -> FitResult:
+        p = self.progress
+        speed = self.trained / self.training_seconds if self.training_seconds else 0.0
+        return FitResult(p.test_loss, p.test_accuracy, p.best_accuracy, p.step, p.seconds, speed)

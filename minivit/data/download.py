@@ -63,7 +63,8 @@ def _stream(url: str, part: Path, checksum: str, timeout: float) -> None:
     with urlopen(url, timeout=timeout) as response, open(part, "wb") as file:
         announced = response.headers.get("Content-Length")
         total = int(announced) if announced else None
-        with tqdm(total=total, desc=url.rpartition("/")[2], unit="B", unit_scale=True, leave=False) as progress:
+        name = url.rpartition("/")[2]
+        with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as progress:
             while chunk := response.read(1 << 16):
                 file.write(chunk)
                 digest.update(chunk)

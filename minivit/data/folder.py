@@ -109,7 +109,8 @@ def _load(name: str, files: dict[str, list[Path]], classes: list[str], size: int
         return ""
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-        problems = list(tqdm(pool.map(read, range(len(paths))), total=len(paths), desc=f"reading {name}", leave=False))
+        results = pool.map(read, range(len(paths)))
+        problems = list(tqdm(results, total=len(paths), desc=f"reading {name}", leave=False, disable=None))
     for problem in filter(None, problems):
         if strict:
             raise ValueError(problem)

@@ -37,7 +37,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = _sizes() | {
     "vit_nano_patch4_28": _vit(64, 6, 4, 4, 28, num_classes=10, in_chans=1, weight_init="book"),
     # for 32 px images, in 4 × 4 or 8 × 8 patches
     "vit_nano_patch8_32": _vit(96, 4, 4, 8, 32, num_classes=10, weight_init="book"),
-    "vit_nano_patch4_32": _vit(96, 6, 4, 4, 32, num_classes=10, weight_init="book"),
+    "vit_nano_patch4_32": _vit(96, 6, 3, 4, 32, num_classes=10, mlp_ratio=2.0, weight_init="book"),
     "vit_micro_patch4_32": _vit(128, 6, 4, 4, 32, num_classes=10, weight_init="book"),
     # the CIFAR network of Lee et al., "Vision Transformer for Small-Size Datasets", 2021 (arXiv:2112.13492)
     "vit_cifar_patch4_32": _vit(192, 9, 12, 4, 32, num_classes=10, mlp_ratio=2.0),

@@ -16,6 +16,6 @@ from minivit.training.step import NonFiniteLoss, StepResult, train_step
 
 __all__ = [
     "Checkpoint", "CheckpointError", "Evaluation", "FitResult", "Interrupted", "NonFiniteLoss", "StepResult",
-    "TrainConfig", "append_log", "evaluate", "evaluating", "fit", "load_checkpoint", "load_model", "predict", "read_log",
-    "restore", "save_checkpoint", "train_step",
+    "TrainConfig", "append_log", "evaluate", "evaluating", "fit", "load_checkpoint", "load_model", "predict",
+    "read_log", "restore", "save_checkpoint", "train_step",
 ]  # fmt: skip

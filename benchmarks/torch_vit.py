@@ -1,0 +1,76 @@
+"""The same Vision Transformer in PyTorch, with the same parameter names, for ``train_step.py`` to compare with."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minivit.models import VisionTransformer
+from minivit.optim import weight_decay_groups
+
+
+class TorchViT(nn.Module):
+    """A copy of a plain minivit VisionTransformer: class token, learned positions, exact GELU."""
+
+    def __init__(self, model: VisionTransformer):
+        super().__init__()
+        state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
+        width, channels, height, breadth = state["patch_embed.proj.weight"].shape
+        heads, hidden = model.blocks[0].attn.num_heads, len(state["blocks.0.mlp.fc1.bias"])
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, width, (height, breadth), (height, breadth))})
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(state["pos_embed"].shape))
+        self.blocks = nn.Sequential(*(TorchBlock(width, heads, hidden, model.norm.eps) for _ in model.blocks))
+        self.norm = nn.LayerNorm(width, model.norm.eps)
+        self.head = nn.Linear(width, len(state["head.bias"]))
+        self.load_state_dict(state)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, N, D)
+        z = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        return self.head(self.norm(self.blocks(z))[:, 0])
+
+
+class TorchBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = z.shape
+        qkv = self.attn["qkv"](self.norm1(z)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(*qkv)  # (B, H, N, d)
+        z = z + self.attn["proj"](heads.transpose(1, 2).reshape(batch, tokens, width))
+        return z + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(z))))
+
+
+class TorchStep:
+    """Forward, backward and AdamW on a batch of NumPy arrays, ``micro_batch`` images at a time."""
+
+    def __init__(self, model: VisionTransformer, micro_batch: int, threads: int, compiled: bool = False):
+        torch.set_num_threads(threads)
+        self.model = TorchViT(model)
+        self.micro_batch = micro_batch
+        own = dict(self.model.named_parameters())
+        groups = weight_decay_groups(model, weight_decay=0.05)
+        groups = [group | {"params": [own[name] for name, _ in group["params"]]} for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3)
+        self.forward = torch.compile(self.model) if compiled else self.model
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.optimizer.zero_grad()
+        x, y = torch.from_numpy(images), torch.from_numpy(labels)
+        for x_piece, y_piece in zip(x.split(self.micro_batch), y.split(self.micro_batch)):
+            (F.cross_entropy(self.forward(x_piece), y_piece) * (len(y_piece) / len(y))).backward()
+        self.optimizer.step()
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.model(torch.from_numpy(images)).numpy()
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Of the last step, by parameter name."""
+        return {name: p.grad.numpy() for name, p in self.model.named_parameters()}

@@ -1,0 +1,76 @@
+"""Models in use."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivit import ops
+from minivit.data import Batch, Dataset, Loader
+from minivit.nn import Dropout, Linear, Module
+from minivit.random import generator
+from minivit.training import evaluate, evaluating, predict
+
+
+class Net(Module):
+    def __init__(self):
+        self.fc1 = Linear(4, 6)
+        self.drop = Dropout(0.5)
+        self.frozen = Dropout(0.5).eval()
+        self.fc2 = Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc2(self.frozen(self.drop(ops.relu(self.fc1(ops.reshape(x, (len(x), 4)))))))
+
+
+def images(size, seed=0):
+    return generator(seed, "images").normal(size=(size, 1, 2, 2)).astype(np.float32)
+
+
+@given(st.integers(1, 9), st.integers(1, 10))
+def test_predict_does_not_depend_on_the_batches(size, batch_size):
+    model = Net()
+    logits = predict(model, images(size), batch_size)
+    assert isinstance(logits, np.ndarray) and logits.shape == (size, 3) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, model.eval()(images(size)).data, rtol=1e-5, atol=1e-6)
+
+
+def test_every_layer_gets_its_own_mode_back():
+    model = Net()
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(module.training for _, module in model.named_modules())
+        assert not model(images(2)).requires_grad
+        raise KeyError
+    assert model.training and model.drop.training and not model.frozen.training
+    assert model(images(2)).requires_grad
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_evaluate_is_a_mean_over_images_not_over_batches(size, batch_size, seed):
+    labels = generator(seed, "labels").integers(0, 3, size)
+    model, x = Net(), images(size, seed)
+    cuts = [slice(i, i + batch_size) for i in range(0, size, batch_size)]
+    loss, accuracy = evaluate(model, [Batch(x[c], labels[c], np.arange(size)[c]) for c in cuts])
+    z = model.eval()(x).data.astype(np.float64)
+    probability = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    assert loss == pytest.approx(-np.log(probability[np.arange(size), labels]).mean(), rel=1e-5)
+    assert accuracy == (z.argmax(-1) == labels).mean()
+
+
+def test_evaluate_takes_a_loader():
+    labels = np.array([0, 1, 2, 0, 1])
+    data = Dataset("x", generator(0, "bytes").integers(0, 256, (5, 1, 2, 2)).astype(np.uint8), labels, ["a", "b", "c"])
+    model = Net()
+    for p in model.fc2.parameters():
+        p.data[...] = 0
+    result = evaluate(model, Loader(data, batch_size=2, shuffle=False))
+    assert result.loss == pytest.approx(math.log(3)) and result.accuracy == 0.4
+
+
+def test_nothing_to_work_on_gets_a_sentence():
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        evaluate(Net(), [])
+    with pytest.raises(ValueError, match="at least one image"):
+        predict(Net(), images(0))

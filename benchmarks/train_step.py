@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import trange
 
 from minivit import no_grad, ops
+from minivit.backend import reuse_freed_memory
 from minivit.models import VisionTransformer, create_model, list_models
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
@@ -63,6 +64,7 @@ class MinivitStep:
 def make_step(contender: str, model: VisionTransformer, options: argparse.Namespace) -> Callable:
     """The step of one contender, starting from the weights of ``model``."""
     if contender == "minivit":
+        reuse_freed_memory()  # as the training examples do; in a race it holds for PyTorch too
         return MinivitStep(model, options.micro_batch)
     from torch_vit import TorchStep  # here, so that minivit's memory can be measured without PyTorch
 

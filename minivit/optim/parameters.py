@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from minivit.autograd import Parameter
-from minivit.backend import Array, array_module, device_of, to_device
+from minivit.backend import Array, array_module, cache_blocks, device_of, to_device
 
 ALIGNMENT = 16  # elements: in float32 64 bytes, where vector loads and the matrix products of a GPU are fastest
-BLOCK = 32768  # elements: the five arrays of an update, 128 KB of each, stay in the cache from one ufunc to the next
+BLOCK_BYTES = 2**17  # of each of the five arrays of an update, which stay in the cache from one ufunc to the next
 NO_DECAY = frozenset({"pos_embed", "cls_token", "dist_token", "reg_token"})
 
 Groups = Iterable[Parameter] | Iterable[tuple[str, Parameter]] | Iterable[Mapping[str, Any]]
@@ -73,10 +73,9 @@ class FlatParameters:
 
     def blocks(self, whole: slice | None = None) -> Iterator[slice]:
         """Consecutive pieces of ``whole`` (default: everything): cache-sized on the CPU, in one on the GPU."""
-        start, end = (0, self.data.size) if whole is None else (whole.start, whole.stop)
-        length = BLOCK if isinstance(self.data, np.ndarray) else max(1, end - start)
-        for first in range(start, end, length):
-            yield slice(first, min(first + length, end))
+        whole = whole or slice(0, self.data.size)
+        for block in cache_blocks(self.data[whole], BLOCK_BYTES):
+            yield slice(whole.start + block.start, whole.start + block.stop)
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, ready for ``backward`` to add to."""

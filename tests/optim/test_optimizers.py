@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from minivit import Parameter
 from minivit.optim import SGD, AdamW
-from minivit.optim.parameters import BLOCK
+from minivit.optim.parameters import BLOCK_BYTES
 from minivit.random import generator
 
 SEEDS = st.integers(0, 2**32 - 1)
+BLOCK = BLOCK_BYTES // 4  # elements of float32
 RATES = st.sampled_from([0.0, 0.01, 0.1])
 DECAYS = st.sampled_from([0.0, 0.05, 0.5])
 

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from minivit import Parameter
 from minivit.optim import FlatParameters, weight_decay_groups
-from minivit.optim.parameters import ALIGNMENT, BLOCK
+from minivit.optim.parameters import ALIGNMENT, BLOCK_BYTES
 from minivit.random import generator
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=5)
 SEEDS = st.integers(0, 2**32 - 1)
+BLOCK = BLOCK_BYTES // 4  # elements of float32
 
 
 def named_parameters(shapes, seed=0, dtype=np.float32):
@@ -56,7 +57,7 @@ def test_groups_are_consecutive_and_parameters_aligned(shapes, cut):
 
 @given(st.integers(1, 3 * BLOCK), st.integers(0, 100))
 def test_blocks_cover_a_slice_once(size, start):
-    flat = FlatParameters([Parameter(np.zeros(size, np.float32))])
+    flat = FlatParameters([Parameter(np.zeros(start + size, np.float32))])
     blocks = list(flat.blocks(slice(start, start + size)))
     assert [i for b in blocks for i in (b.start, b.stop)][1:-1] == [b.stop for b in blocks[:-1] for _ in range(2)]
     assert blocks[0].start == start and blocks[-1].stop == start + size

@@ -32,18 +32,18 @@ class Recipe(NamedTuple):
     model: str
     epochs: int
     lr: float
-    batch_size: int = 128
+    batch_size: int = 100
     crop: int = 0
     flip: bool = False
 
 
 RECIPES = {
     "shapes": Recipe("vit_nano_patch8_32", 2, 2e-3),
-    "mnist": Recipe("vit_nano_patch7_28", 8, 3e-3, crop=1),
-    "fashion_mnist": Recipe("vit_nano_patch7_28", 12, 2e-3, crop=2, flip=True),
-    "cifar10": Recipe("vit_micro_patch4_32", 12, 1e-3, crop=4, flip=True),
-    "cifar100": Recipe("vit_micro_patch4_32", 20, 1e-3, crop=4, flip=True),
-    "folder": Recipe("vit_micro_patch4_32", 12, 1e-3, crop=4, flip=True),
+    "mnist": Recipe("vit_nano_patch7_28", 7, 3e-3, crop=1),
+    "fashion_mnist": Recipe("vit_nano_patch7_28", 10, 2e-3, crop=2, flip=True),
+    "cifar10": Recipe("vit_nano_patch4_32", 9, 2e-3, crop=4, flip=True),
+    "cifar100": Recipe("vit_nano_patch4_32", 15, 2e-3, crop=4, flip=True),
+    "folder": Recipe("vit_nano_patch4_32", 9, 2e-3, crop=4, flip=True),
 }
 
 

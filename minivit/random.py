@@ -80,7 +80,7 @@ def uniform(key: tuple[int, int], samples: Array, shape: tuple[int, ...] = (), x
     samples = xp.asarray(samples).astype(xp.uint64)[:, None]  # (n, 1)
     zero = xp.zeros_like(samples) + xp.zeros_like(blocks)
     words = philox([zero + blocks, zero, samples & 0xFFFFFFFF, samples >> 32], key)
-    words = xp.stack([word + zero for word in words], axis=-1).reshape(len(samples), -1)[:, :size]
+    words = xp.stack([word + zero for word in words], axis=-1).reshape(len(samples), 4 * blocks.size)[:, :size]
     return ((words >> 8).astype(xp.float32) * 2.0**-24).reshape(len(samples), *shape)
 
 

@@ -189,7 +189,8 @@ def _tree(module: Module) -> list[str]:
     runs: list[tuple[str, str, list[str]]] = []  # first name, last name, lines
     for name, part in _parts(module):
         body = [str(part.shape)] if isinstance(part, Parameter) else _tree(part)
-        if runs and name[-1].isdigit() and "." in name and runs[-1][2] == body:
+        stem, _, index = name.rpartition(".")
+        if runs and index.isdigit() and runs[-1][1].rpartition(".")[0] == stem and runs[-1][2] == body:
             runs[-1] = (runs[-1][0], name, body)
         else:
             runs.append((name, name, body))

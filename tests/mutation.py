@@ -1,0 +1,297 @@
+"""Would the tests notice a wrong derivative? This program writes wrong ones, and counts those that they notice.
+
+    python -m tests.mutation                 every op
+    python -m tests.mutation softmax gelu    some of them
+
+Each function of ``minivit/ops`` is changed in one place at a time, on its way forward and on its way back: an operator,
+a sign, a constant or a variable; a term, a factor or a statement dropped; axes or results exchanged (``changes`` is the
+list). The changed module is run in memory, and its ops have to keep the rules of ``tests/rules.py``, gradient checks
+first, on cases drawn from ``tests/strategies.py``. A changed op, a *mutant*, that breaks a rule is killed. One that
+survives is printed and makes the program fail, unless ``EQUIVALENT`` says why it computes the same function.
+
+Left as they are: the checks of arguments that end in ``raise``, default values, and constants outside of functions.
+"""
+
+import argparse
+import ast
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import CodeType
+
+from hypothesis import Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+from tqdm import tqdm
+
+from minivit import backend, ops
+from tests.rules import check
+from tests.strategies import CASES, Case
+
+EXAMPLES = 40  # cases for each op
+
+EQUIVALENT = {  # reason: (function, line before, line after)
+    "q, k, v and a have four axes: axis 2 is axis -2": [
+        ("_attend", "a = q @ k.swapaxes(-1, -2)", "a = q @ k.swapaxes(-1, 2)"),
+        ("_attend", "dv = a.swapaxes(-1, -2) @ do", "dv = a.swapaxes(-1, 2) @ do"),
+        ("_attend", "ds = do @ v.swapaxes(-1, -2)", "ds = do @ v.swapaxes(-1, 2)"),
+        ("_attend", "return (ds @ k, ds.swapaxes(-1, -2) @ q, dv)", "return (ds @ k, ds.swapaxes(-1, 2) @ q, dv)"),
+    ],
+    "y has two axes here: axis 1 is axis -1": [
+        ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
+         "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
+    ],
+    "all arrays are of one module": [("concatenate", "xp = array_module(arrays[0])", "xp = array_module(arrays[-1])")],
+    "copysign follows": [("_gelu_exact", "xp.subtract(0.5, tail, out=slope)", "xp.subtract(tail, 0.5, out=slope)")],
+    "a range serves as well as a tuple": [("_axes", "return tuple(range(ndim))", "return range(ndim)")],
+    "as exact, only slower or larger in memory": [
+        ("_gelu_exact", "coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32",
+         "coefficients = _TAIL_FLOAT64"),
+        ("gelu", "slope = xp.empty(x.size, x.dtype) if recording() else None", "slope = xp.empty(x.size, x.dtype)"),
+    ],
+}  # fmt: skip
+
+OPERATORS = {
+    ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.MatMult: [ast.Mult],
+    ast.Pow: [ast.Mult], ast.Mod: [ast.Mult], ast.FloorDiv: [ast.Mult],
+    ast.Gt: [ast.GtE, ast.Lt], ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
+}  # fmt: skip
+METHODS = {"sum": "mean", "mean": "sum", "max": "min", "maximum": "minimum", "subtract": "add", "zeros": "ones"}
+SYMMETRIC = {"swapaxes", "maximum"}  # their arguments may be exchanged
+
+
+@dataclass(frozen=True)
+class Mutant:
+    key: tuple[str, str, str]  # function, line before, line after
+    ops: frozenset[str]  # the ops that use the function
+    code: CodeType  # of the whole module
+
+    function = property(lambda self: self.key[0])
+
+
+def changes(node: ast.AST, operands: set[str]) -> Iterator[ast.AST]:
+    """What ``node`` may be replaced by; ``operands`` are the variables that the function calculates with."""
+    match node:
+        case ast.BinOp(left, op, right):
+            yield from (ast.BinOp(left, other(), right) for other in OPERATORS[type(op)])
+            yield left
+            yield right
+            if not isinstance(op, (ast.Add, ast.Mult)):
+                yield ast.BinOp(right, op, left)
+            for name in sorted(operands):
+                if isinstance(left, ast.Name):
+                    yield ast.BinOp(ast.Name(name, ast.Load()), op, right)
+                if isinstance(right, ast.Name):
+                    yield ast.BinOp(left, op, ast.Name(name, ast.Load()))
+        case ast.UnaryOp(ast.USub(), operand):
+            yield operand
+            if isinstance(operand, ast.Constant):
+                yield ast.Constant(1 - operand.value)
+        case ast.Constant(bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(int(value) | float(value)):
+            yield ast.Constant(value + 1)
+            yield ast.Constant(value - 1 if isinstance(value, int) else -value)
+        case ast.Compare(left, [op], [right]):
+            yield from (ast.Compare(left, [other()], [right]) for other in OPERATORS.get(type(op), ()))
+        case ast.IfExp(_, body, orelse):
+            yield body
+            yield orelse
+        case ast.Subscript(value, _, ast.Load()) | ast.Attribute(value, "T"):
+            yield value
+        case ast.Tuple(elements, ast.Load()):
+            yield from (ast.Tuple(swapped, ast.Load()) for swapped in _neighbours_exchanged(elements))
+        case ast.Call(function, arguments, keywords):
+            yield from _changed_calls(function, arguments, keywords)
+        case ast.AugAssign(target, op, value):
+            yield from (ast.AugAssign(target, other(), value) for other in OPERATORS[type(op)])
+            if isinstance(value, ast.Name):
+                yield from (ast.AugAssign(target, op, ast.Name(name, ast.Load())) for name in sorted(operands))
+            yield ast.Pass()
+        case ast.Assign([ast.Subscript()], _) | ast.Expr():
+            yield ast.Pass()
+        case ast.Assign([ast.Name(name)], value) if name in _names(value):
+            yield ast.Pass()
+        case ast.If(test, body, orelse):
+            yield ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
+        case ast.Return(value):
+            yield from map(ast.Return, _changed_results(value))
+        case ast.Lambda(arguments, body):
+            yield from (ast.Lambda(arguments, result) for result in _changed_results(body))
+
+
+def _changed_calls(function: ast.expr, arguments: list, keywords: list) -> Iterator[ast.expr]:
+    name = ast.unparse(function).rpartition(".")[2]
+    if name in {"array_module", "isinstance", "recording"}:
+        return
+    if name in METHODS:
+        yield ast.Call(ast.Attribute(function.value, METHODS[name], ast.Load()), arguments, keywords)
+    is_method = isinstance(function, ast.Attribute) and ast.unparse(function.value) not in {"xp", "math"}
+    if is_method:
+        yield function.value
+    elif arguments:
+        yield arguments[0]
+    for i in range(len(keywords)):
+        yield ast.Call(function, arguments, keywords[:i] + keywords[i + 1 :])
+    if name not in SYMMETRIC:
+        yield from (ast.Call(function, swapped, keywords) for swapped in _neighbours_exchanged(arguments))
+
+
+def _changed_results(value: ast.expr) -> Iterator[ast.expr]:
+    """Each result negated, doubled or withheld; a pullback among them is left to its own changes."""
+    results = value.elts if isinstance(value, ast.Tuple) else [value]
+    for i, result in enumerate(results):
+        if isinstance(result, ast.Lambda) or ast.unparse(result).endswith("pullback"):
+            continue
+        doubled = ast.BinOp(ast.Constant(2), ast.Mult(), result)
+        for new in (ast.UnaryOp(ast.USub(), result), doubled, ast.Constant(None)):
+            changed = [*results[:i], new, *results[i + 1 :]]
+            yield ast.Tuple(changed, ast.Load()) if isinstance(value, ast.Tuple) else new
+
+
+def _neighbours_exchanged(items: list) -> Iterator[list]:
+    for i in range(len(items) - 1):
+        yield [*items[:i], items[i + 1], items[i], *items[i + 2 :]]
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def places(node: ast.AST, line: ast.AST) -> Iterator[tuple[Callable, ast.AST, ast.AST]]:
+    """All parts of ``node`` that may change: a function that puts another in its place, the part, and its line."""
+    fields = ["body"] if isinstance(node, (ast.FunctionDef, ast.Lambda)) else node._fields
+    for field in fields:
+        value = getattr(node, field)
+        for key, part in enumerate(value) if isinstance(value, list) else [(field, value)]:
+            if not isinstance(part, ast.AST) or _only_checks(part):
+                continue
+            part_line = part if isinstance(part, (ast.stmt, ast.Lambda)) else line
+            put = partial(value.__setitem__, key) if isinstance(value, list) else partial(setattr, node, field)
+            yield put, part, part_line
+            if not (isinstance(part, ast.UnaryOp) and isinstance(part.operand, ast.Constant)):  # −1 is one constant
+                yield from places(part, part_line)
+
+
+def _only_checks(part: ast.AST) -> bool:
+    """A docstring, or what raises an error."""
+    if isinstance(part, ast.If):
+        return all(map(_only_checks, part.body)) and not part.orelse
+    return isinstance(part, ast.Raise) or (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+
+
+def mutants(path: Path, chosen: list[str]) -> Iterator[Mutant]:
+    """Every changed version of one module of ops, as far as the ``chosen`` ops use what is changed."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in tree.body:
+        users = frozenset(name for name in chosen if function in _reached(tree, name))
+        if not isinstance(function, ast.FunctionDef) or not users:
+            continue
+        sides = [x for part in ast.walk(function) if isinstance(part, ast.BinOp) for x in (part.left, part.right)]
+        operands = {x.id for x in sides if isinstance(x, ast.Name)}
+        seen = set()
+        for put, part, line in list(places(function, function)):
+            before = ast.unparse(line).splitlines()[0]
+            for new in changes(part, operands):
+                put(new)
+                after = ast.unparse(new if part is line else line).splitlines()[0]
+                if after != before and (line, after) not in seen:
+                    seen.add((line, after))
+                    code = compile(ast.fix_missing_locations(tree), str(path), "exec")
+                    yield Mutant((function.name, before, after), users, code)
+            put(part)
+
+
+def _reached(tree: ast.Module, name: str) -> set[ast.stmt]:
+    """The definition of ``name``, those of the names that it mentions, and so on."""
+    defined = {part.name: part for part in tree.body if isinstance(part, ast.FunctionDef)}
+    defined |= {part.targets[0].id: part for part in tree.body if isinstance(part, ast.Assign)}
+    reached, waiting = set(), {name}
+    while waiting:
+        part = defined.get(waiting.pop())
+        if part and part not in reached:
+            reached.add(part)
+            waiting |= _names(part)
+    return reached
+
+
+def fate(mutant: Mutant, cases: dict[str, list[Case]]) -> str:
+    """``survived``, ``killed`` by a broken rule, or ``crashed`` with another error."""
+    module = {"__name__": "mutant"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mutants divide by zero, and so on
+        try:
+            exec(mutant.code, module)
+            if "cache_blocks" in module:  # of three numbers, so that small arrays have several
+                module["cache_blocks"] = lambda array: backend.cache_blocks(array, 3 * array.dtype.itemsize)
+            for name in sorted(mutant.ops):
+                for case in cases[name]:
+                    check(module[name], case)
+        except AssertionError:
+            return "killed"
+        except Exception:
+            return "crashed"
+    return "survived"
+
+
+def drawn(strategy: SearchStrategy[Case], count: int = EXAMPLES) -> list[Case]:
+    """The same ``count`` cases every time."""
+    cases = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(strategy)
+    def collect(case):
+        cases.append(case)
+
+    collect()
+    return cases
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Make wrong ops, and count those that the tests notice.")
+    parser.add_argument("ops", nargs="*", metavar="op", help="ops to change (default: all)")
+    chosen = parser.parse_args(arguments).ops or ops.__all__
+    if unknown := set(chosen) - set(ops.__all__):
+        parser.error(f"no such op: {', '.join(sorted(unknown))}")
+    cases = {name: drawn(CASES[name]) for name in chosen}
+    worst = max(check(getattr(ops, name), case) for name in chosen for case in cases[name])
+
+    paths = sorted(path for path in Path(ops.__file__).parent.glob("*.py") if path.name != "__init__.py")
+    made = [mutant for path in paths for mutant in mutants(path, chosen)]
+    excused = {key for keys in EQUIVALENT.values() for key in keys if key[0] in {mutant.function for mutant in made}}
+    fates: dict[str, Counter] = {}
+    survivors = []
+    for mutant in tqdm(made, unit="mutant", disable=not sys.stderr.isatty()):
+        end = fate(mutant, cases)
+        if end == "survived" and mutant.key in excused:
+            excused.remove(mutant.key)
+            end = "equivalent"
+        elif end == "survived":
+            survivors.append(mutant)
+        fates.setdefault(mutant.function, Counter())[end] += 1
+
+    ends = ["killed", "crashed", "equivalent", "survived"]
+    print(f"{'function':30}{'mutants':>10}" + "".join(f"{end:>12}" for end in ends))
+    for function, counts in fates.items():
+        print(f"{function:30}{counts.total():10}" + "".join(f"{counts[end]:12}" for end in ends))
+    for function, before, after in [mutant.key for mutant in survivors] + sorted(excused):
+        complaint = (
+            "is listed as equivalent, but does not survive" if (function, before, after) in excused else "survived"
+        )
+        print(f"\n{complaint}, in {function}:\n- {before}\n+ {after}")
+    total = sum(fates.values(), Counter())
+    figures = {
+        "mutants": len(made), "killed": total["killed"] + total["crashed"], "equivalent": total["equivalent"],
+        "survived": total["survived"], "crashed": total["crashed"], "worst_gradcheck_error": worst, "ops": len(cases),
+        "examples": sum(map(len, cases.values())),
+    }  # fmt: skip
+    print(json.dumps(figures))
+    return 1 if survivors or excused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What every op promises, whatever it computes. Each rule takes an op and a Case, and raises if it is broken."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minivit import Tensor, gradcheck, ops
+from minivit.autograd import unbroadcast
+from tests.strategies import Case, is_float
+from tests.twins import FORMULAS, TWINS
+
+
+def gradient_is_right(op: Callable, case: Case) -> float:
+    """The pullback is the transpose of the derivative; the relative error is returned."""
+    return gradcheck(lambda *args: op(*args, **case.options), *case.args)
+
+
+def float32_stays_float32(op: Callable, case: Case) -> None:
+    """float32 in, float32 out: in the value and in all cotangents.
+
+    There is one cotangent of the right shape for each array of numbers, none for labels and indices, and no more.
+    """
+    case = case.astype(np.float32)
+    value, pullback = op.raw(*case.args, **case.options)
+    cotangents = pull_back(pullback, cotangent(value))
+    assert value.dtype == np.float32
+    assert len(cotangents) <= len(case.args)
+    for x, dx in zip(case.args, cotangents):
+        if is_float(x):
+            assert dx.dtype == np.float32
+            assert unbroadcast(dx, x.shape).shape == x.shape
+        elif isinstance(x, np.ndarray):
+            assert dx is None
+
+
+def nothing_is_written_to(op: Callable, case: Case) -> None:
+    """Neither an argument nor the incoming cotangent, which are read-only here; so a second call repeats the first."""
+    assert not any(x.flags.writeable for x in case.args if is_float(x))
+    value, pullback = op.raw(*case.args, **case.options)
+    dy = cotangent(value)
+    dy.flags.writeable = False
+    for first, second in zip(pull_back(pullback, dy), pull_back(pullback, dy)):
+        np.testing.assert_array_equal(first, second)
+
+
+def agrees_with_its_twin(op: Callable, case: Case) -> None:
+    """The same function by other means (``tests/twins.py``) has the same value, and the same gradients if it can."""
+    name = op.__name__
+    if name in FORMULAS:
+        values = [op.raw(*case.args, **case.options)[0]], [np.asarray(FORMULAS[name](*case.args, **case.options))]
+    else:
+        values = value_and_gradients(op, case), value_and_gradients(TWINS[name], case)
+    for ours, theirs in zip(*values):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def large_numbers_do_not_overflow(op: Callable, case: Case) -> None:
+    """An op with a softmax in it takes numbers whose exponentials are beyond float32: only differences matter."""
+    first, *others = case.astype(np.float32).args
+    value, pullback = op.raw(100 * first, *others, **case.options)
+    for x in (value, *pull_back(pullback, cotangent(value))):
+        assert x is None or np.isfinite(x).all()
+
+
+def ties_share(amax: Callable, case: Case) -> None:
+    """The maximum of x and of x lowered in places is that of x, though some of the largest elements are there twice."""
+    (x,), axis = case.args, case.options["axis"]
+    lowered = np.sign(cotangent(x)).clip(0)
+    reduced = range(x.ndim) if axis is None else np.atleast_1d(axis)
+    if len(reduced):
+        gradcheck(lambda x: amax(ops.concatenate(x, x - lowered, axis=int(reduced[0])), **case.options), x)
+
+
+WITH_SOFTMAX = {"cross_entropy", "log_softmax", "scaled_dot_product_attention", "self_attention", "softmax"}
+
+
+def check(op: Callable, case: Case) -> float:
+    """All of the rules; the relative error of the gradient is returned."""
+    error = gradient_is_right(op, case)
+    agrees_with_its_twin(op, case)
+    float32_stays_float32(op, case)
+    nothing_is_written_to(op, case)
+    if op.__name__ in WITH_SOFTMAX:
+        large_numbers_do_not_overflow(op, case)
+    if op.__name__ == "amax":
+        ties_share(op, case)
+    return error
+
+
+def value_and_gradients(f: Callable[..., Tensor], case: Case) -> list[np.ndarray]:
+    tensors = [Tensor(x, requires_grad=True) if is_float(x) else x for x in case.args]
+    y = f(*tensors, **case.options)
+    y.backward(cotangent(y.data))
+    return [y.data, *(x.grad for x in tensors if isinstance(x, Tensor))]
+
+
+def cotangent(value: np.ndarray) -> np.ndarray:
+    """A random array like ``value``, the same for equal shapes."""
+    return np.asarray(np.random.default_rng(0).standard_normal(value.shape), value.dtype)
+
+
+def pull_back(pullback: Callable, dy: np.ndarray) -> tuple:
+    cotangents = pullback(dy)
+    return cotangents if isinstance(cotangents, tuple) else (cotangents,)
+
+
+def kept(pullback: Callable) -> list[np.ndarray]:
+    """The arrays that a pullback mentions, itself or by way of a function that it calls: these stay in memory."""
+    contents = [cell.cell_contents for cell in pullback.__closure__ or ()]
+    arrays = [x for x in contents if isinstance(x, np.ndarray)]
+    return arrays + [x for f in contents if hasattr(f, "__closure__") for x in kept(f)]

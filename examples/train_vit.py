@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER")
     add("--epochs", type=int, help="passes over the training images")
     add("--batch-size", type=int, help="images a step")
-    add("--micro-batch", type=int, default=64, help="images that go through the network at a time")
+    add("--micro-batch", type=int, default=50, help="images that go through the network at a time")
     add("--lr", type=float, help="peak learning rate")
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=float, default=0.1, help="share of the steps in which the learning rate rises")

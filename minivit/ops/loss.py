@@ -16,7 +16,7 @@ def cross_entropy(logits, target, label_smoothing=0.0, reduction="mean"):
     ∂ℓ/∂t = −(1 − s) ln p, for targets that were computed.
 
     Raises ValueError for labels outside 0 … K − 1, a target that does not fit, smoothing outside [0, 1] and any
-    other reduction.
+    other reduction, TypeError for a target that is no array.
 
     >>> cross_entropy(Tensor([[0.0, 0.0]]), np.array([1])).item()
     0.6931...
@@ -25,6 +25,8 @@ def cross_entropy(logits, target, label_smoothing=0.0, reduction="mean"):
     classes = logits.shape[-1]
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if not hasattr(target, "dtype"):
+        raise TypeError(f"target must be an array of labels or of probabilities, got {type(target).__name__}")
     t = _distribution(target, logits.shape, logits.dtype)
     t = (1 - label_smoothing) * t + label_smoothing / classes
     log_p = logits - logits.max(-1, keepdims=True)

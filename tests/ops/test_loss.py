@@ -79,6 +79,11 @@ def test_cross_entropy_names_what_is_wrong(case, words):
         cross_entropy(Tensor(case.args[0]), case.args[1], **case.options)
 
 
+def test_cross_entropy_takes_arrays_only():
+    with pytest.raises(TypeError, match="array of labels or of probabilities, got list"):
+        cross_entropy(Tensor(LOGITS), [0, 1])
+
+
 def test_mse_loss_names_what_is_wrong():
     with pytest.raises(ValueError, match=r"x and target of one shape, got \(2, 3\) and \(2,\)"):
         mse_loss(Tensor(LOGITS), np.ones(2))

@@ -60,7 +60,7 @@ def draw_curves(epochs: list[dict], path: Path) -> None:
             )  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_title("cross-entropy loss" if quantity == "loss" else "accuracy, %", loc="left")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.margins(x=0.12)
     panels[0].set_ylim(bottom=0)
     save(figure, path)

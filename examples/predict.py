@@ -2,9 +2,9 @@
 
     python examples/predict.py runs/shapes-vit_nano_patch8_32-0/best.npz photo.jpg drawing.png
 
-Each image is scaled and cut to the network's size. It prints the likeliest classes, and draws ``predictions.png``
-beside the checkpoint (``--out`` for another place): the image and the attention of the class token in the last block.
-The last line printed is a JSON object.
+Each image is scaled and cut to the network's size. It prints the likeliest classes, and draws
+``predictions_on_files.png`` beside the checkpoint (``--out`` for another place): the image and the attention of the
+class token in the last block. The last line printed is a JSON object.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
     answers = []
     for path, p in zip(args.images, probabilities):
-        best = np.argsort(-p)[: args.top]
-        print(f"{path}: " + ", ".join(f"{data.classes[k]} {p[k]:.1%}" for k in best))
+        best = np.argsort(-p)
+        print(f"{path}: " + ", ".join(f"{data.classes[k]} {p[k]:.1%}" for k in best[: args.top]))
         answers.append({"file": path.name, "class": data.classes[best[0]], "confidence": round(float(p[best[0]]), 4)})
     titles = [f"{answer['class']} ({answer['confidence']:.0%})" for answer in answers]
     try:

@@ -19,10 +19,12 @@ import numpy as np
 
 from minivit.analysis import class_attention
 from minivit.backend import reuse_freed_memory
-from minivit.data import Dataset, Loader, load
+from minivit.data import SHAPES_TEST, Dataset, Loader, load
 from minivit.data.augment import RandomCrop, RandomHorizontalFlip
+from minivit.data.shapes import shapes
 from minivit.models import VisionTransformer, create_model, list_models
 from minivit.optim import AdamW, weight_decay_groups
+from minivit.random import generator
 from minivit.training import CheckpointError, Interrupted, NonFiniteLoss, TrainConfig, fit, predict, read_log
 
 
@@ -41,9 +43,9 @@ RECIPES = {
     "shapes": Recipe("vit_nano_patch8_32", 2, 2e-3),
     "mnist": Recipe("vit_nano_patch7_28", 7, 3e-3, crop=1),
     "fashion_mnist": Recipe("vit_nano_patch7_28", 10, 2e-3, crop=2, flip=True),
-    "cifar10": Recipe("vit_nano_patch4_32", 9, 2e-3, crop=4, flip=True),
-    "cifar100": Recipe("vit_nano_patch4_32", 15, 2e-3, crop=4, flip=True),
-    "folder": Recipe("vit_nano_patch4_32", 9, 2e-3, crop=4, flip=True),
+    "cifar10": Recipe("vit_nano_patch4x8_32", 12, 1.5e-3, 50, crop=2, flip=True),
+    "cifar100": Recipe("vit_nano_patch4x8_32", 15, 1.5e-3, 50, crop=2, flip=True),
+    "folder": Recipe("vit_nano_patch4x8_32", 12, 1.5e-3, 50, crop=2, flip=True),
 }
 
 
@@ -86,9 +88,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict:
     args = parse(arguments)
     reuse_freed_memory()
-    train_set, test_set = (part.to(args.device) for part in load(args.dataset, args.data_dir, args.size, args.seed))
-    if args.train_images:
-        train_set = train_set.subset(np.arange(len(train_set))[:: max(1, len(train_set) // args.train_images)])
+    create_model(args.model, weight_init="skip").to(args.device)  # a wrong name, or no GPU: say so before the download
+    train_set, test_set = (part.to(args.device) for part in load_data(args))
     channels, *size = train_set.images.shape[1:]
     options = {
         "img_size": size, "in_chans": channels, "num_classes": len(train_set.classes), "drop_path_rate": args.drop_path,
@@ -113,13 +114,28 @@ def main(arguments: list[str] | None = None) -> dict:
         overwrite=args.overwrite,
         meta={"model": args.model, "arguments": options},
     )  # fmt: skip
-    draw(model, test_set, args.run_dir)
+    draw(model.to("cpu"), test_set.to("cpu"), args.run_dir)
     return {
         "example": "train_vit", "dataset": args.dataset.partition(":")[0], "model": args.model, "seed": args.seed,
         "epochs": args.epochs, "train_images": len(train_set), "test_accuracy": result.test_accuracy,
         "test_loss": result.test_loss, "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1), "run_dir": str(args.run_dir),
     }  # fmt: skip
+
+
+def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Training and test set. Of fewer training images, shapes draws no more than those; elsewhere chance chooses."""
+    if args.train_images is None:
+        return load(args.dataset, args.data_dir, args.size, args.seed)
+    if args.train_images < 1:
+        raise ValueError(f"--train-images must be at least 1, got {args.train_images}")
+    if args.dataset == "shapes":
+        train_set = shapes(args.train_images, args.seed, args.size or 32)
+        test_set = shapes(SHAPES_TEST, args.seed, args.size or 32, split="test")
+        return train_set, test_set.normalised_like(train_set)
+    train_set, test_set = load(args.dataset, args.data_dir, args.size, args.seed)
+    chosen = generator(args.seed, "train images").permutation(len(train_set))[: args.train_images]
+    return train_set.subset(np.sort(chosen)), test_set
 
 
 def draw(model: VisionTransformer, test_set: Dataset, run_dir: Path) -> None:
@@ -129,7 +145,7 @@ def draw(model: VisionTransformer, test_set: Dataset, run_dir: Path) -> None:
     except ImportError:
         print("no pictures were drawn: they need matplotlib, pip install 'minivit[examples]'")
         return
-    shown = test_set.to("cpu").subset(first_of_each_class(test_set.labels.tolist(), 32))
+    shown = test_set.subset(first_of_each_class(test_set.labels.tolist(), 32))
     logits = predict(model, shown.normalise(shown.images)).astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
@@ -160,5 +176,7 @@ if __name__ == "__main__":
         print(json.dumps(main()))
     except Interrupted as stopped:
         sys.exit(f"{stopped}")
+    except KeyboardInterrupt:
+        sys.exit("train_vit: stopped at once; what was saved before is as it was")
     except (CheckpointError, NonFiniteLoss, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"train_vit: {error}")

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from minivit.autograd import no_grad
 from minivit.backend import Array, to_device
-from minivit.nn import Attention, Module, observe
+from minivit.nn import Attention, Module, evaluating, observe
 
 
 def attention_maps(model: Module, images: Array) -> list[np.ndarray]:
     """The attention weights of every layer, from first to last, for images (B, C, H, W): arrays (B, H, N, N).
 
-    Row n of a map says how token n divides its attention over all tokens; rows sum to 1. The layers run on their path
-    of small ops meanwhile, where the weights exist as such. Raises ValueError for a model without attention.
+    Row n of a map says how token n divides its attention over all tokens; rows sum to 1. The model is in evaluation
+    mode meanwhile, and its layers on their path of small ops, where the weights exist as such. Raises ValueError for a
+    model without attention.
 
     >>> from minivit.models import create_model
     >>> maps = attention_maps(create_model("vit_nano_patch7_28"), np.zeros((2, 1, 28, 28), np.float32))
@@ -31,7 +31,7 @@ def attention_maps(model: Module, images: Array) -> list[np.ndarray]:
     try:
         for layer in layers:
             layer.fused_attn = False
-        with no_grad(), observe(keep):
+        with evaluating(model), observe(keep):
             model(images)
     finally:
         for layer, value in zip(layers, fused):

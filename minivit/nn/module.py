@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.autograd import Parameter, Tensor
+from minivit.autograd import Parameter, Tensor, no_grad
 from minivit.backend import to_device
 
 
@@ -39,6 +39,28 @@ def observe(callback: Callable[["Module", tuple, Any], None]) -> Iterator[None]:
         yield
     finally:
         _observers.callbacks.remove(callback)
+
+
+@contextmanager
+def evaluating(model: "Module") -> Iterator[None]:
+    """Inside: evaluation mode, and nothing is recorded. After: each layer's own mode again.
+
+    >>> from minivit.nn import Dropout
+    >>> layer = Dropout(0.5)
+    >>> with evaluating(layer):
+    ...     layer(Tensor([1.0, 2.0])).numpy()
+    array([1., 2.], dtype=float32)
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Module:

@@ -8,7 +8,7 @@ from minivit.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from minivit.training.evaluation import Evaluation, evaluate, evaluating, predict
+from minivit.training.evaluation import Evaluation, evaluate, predict
 from minivit.training.interrupt import Interrupted
 from minivit.training.log import append_log, read_log
 from minivit.training.loop import FitResult, TrainConfig, fit
@@ -16,6 +16,6 @@ from minivit.training.step import NonFiniteLoss, StepResult, train_step
 
 __all__ = [
     "Checkpoint", "CheckpointError", "Evaluation", "FitResult", "Interrupted", "NonFiniteLoss", "StepResult",
-    "TrainConfig", "append_log", "evaluate", "evaluating", "fit", "load_checkpoint", "load_model", "predict",
+    "TrainConfig", "append_log", "evaluate", "fit", "load_checkpoint", "load_model", "predict",
     "read_log", "restore", "save_checkpoint", "train_step",
 ]  # fmt: skip

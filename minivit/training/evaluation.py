@@ -1,13 +1,11 @@
 """A model in use: no dropout, no gradients, and how often it is right."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from minivit.autograd import no_grad
 from minivit.backend import Array, array_module
 from minivit.data.loader import Batch, Loader
-from minivit.nn import Module
+from minivit.nn import Module, evaluating
 from minivit.ops import cross_entropy
 from minivit.training.step import count_correct, micro_batches
 
@@ -17,28 +15,6 @@ class Evaluation(NamedTuple):
 
     loss: float
     accuracy: float
-
-
-@contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Inside: evaluation mode, and nothing is recorded. After: each layer's own mode again.
-
-    >>> from minivit.nn import Dropout
-    >>> layer = Dropout(0.5)
-    >>> with evaluating(layer):
-    ...     layer(Tensor([1.0, 2.0])).numpy()
-    array([1., 2.], dtype=float32)
-    >>> layer.training
-    True
-    """
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def predict(model: Module, images: Array, batch_size: int = 64) -> Array:

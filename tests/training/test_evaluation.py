@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from minivit import ops
 from minivit.data import Batch, Dataset, Loader
-from minivit.nn import Dropout, Linear, Module
+from minivit.nn import Dropout, Linear, Module, evaluating
 from minivit.random import generator
-from minivit.training import evaluate, evaluating, predict
+from minivit.training import evaluate, predict
 
 
 class Net(Module):

@@ -1,0 +1,67 @@
+"""How exact are the gradients? Every op, every layer and the whole network, each checked on many drawn cases.
+
+    python -m tests.gradients [--examples 40]
+
+prints the worst relative error of each, and as the last line a JSON object with the worst of all. The cases are those
+of the test suite; what an error is measured against is said in ``minivit/gradcheck.py``.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from tqdm import tqdm
+
+from minivit import gradcheck, ops
+from tests.models.test_vit import networks
+from tests.nn import test_gradients as layers
+from tests.strategies import CASES, generators
+
+
+def op_error(name: str, draw: Callable[[st.SearchStrategy], Any]) -> float:
+    case = draw(CASES[name])
+    return gradcheck(lambda *args: getattr(ops, name)(*args, **case.options), *case.args)
+
+
+def layer_error(kind: type, draw: Callable[[st.SearchStrategy], Any]) -> float:
+    layer, x = draw(layers.CASES[kind])
+    return layers.check_gradients(layers.randomise(layer, draw(generators)), x)
+
+
+def model_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
+    return layers.check_gradients(*draw(networks()))
+
+
+def worst_of(error: Callable[[Callable], float], examples: int) -> float:
+    """The largest error over so many drawn cases, the same in every run."""
+    errors = []
+
+    @settings(max_examples=examples, derandomize=True, database=None, phases=[Phase.generate], deadline=None)
+    @given(st.data())
+    def run(data):
+        errors.append(error(data.draw))
+
+    run()
+    return max(errors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--examples", type=int, default=40, help="cases of each")
+    examples = parser.parse_args().examples
+    checks = {name: lambda draw, name=name: op_error(name, draw) for name in sorted(CASES)}
+    checks |= {kind.__name__: lambda draw, kind=kind: layer_error(kind, draw) for kind in layers.CASES}
+    checks["VisionTransformer"] = model_error
+    worst = {}
+    for name, check in tqdm(checks.items(), leave=False, disable=None):
+        worst[name] = worst_of(check, examples)
+        tqdm.write(f"{name:30} {worst[name]:.1e}")
+    counts = {"ops": len(CASES), "layers": len(layers.CASES), "models": 1, "examples": examples * len(checks)}
+    print(json.dumps(counts | {"worst_relative_error": max(worst.values())}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The gradients of every layer, through its input and every parameter, against central differences."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minivit import gradcheck, nn
+from minivit.random import sampling
+from tests.strategies import arrays, flags, generators, sizes, some_axes
+
+EPS = 0.1  # of layer norms: with a small one, tokens of almost equal channels would be a kink
+ACTIVATIONS = ["gelu", "gelu_tanh", "relu"]
+rates = st.sampled_from([0.0, 0.3, 0.8])
+
+
+def randomise(module, rng):
+    """Weights of standard deviation 0.3 in float64: with much smaller ones gradients are lost in rounding."""
+    for parameter in module.parameters():
+        parameter.data = 0.3 * rng.standard_normal(parameter.shape)
+    return module
+
+
+def check_gradients(module, x):
+    """The worst relative error, with the same random masks in all evaluations."""
+
+    def run(x):
+        with sampling(seed=0, step=0, samples=np.arange(len(x))):
+            return module(x + 0)  # a sum, so that Identity too returns the result of an op
+
+    return gradcheck(run, x, parameters=dict(module.named_parameters()))
+
+
+# Cases: a layer and its input, one strategy a layer.
+
+
+@st.composite
+def tokens(draw, width):
+    """(B, N, width)"""
+    return draw(arrays((draw(sizes), draw(sizes), width)))
+
+
+@st.composite
+def on_any_shape(draw, make):
+    """A layer made for the width of its input, which may have any number of axes."""
+    shape = draw(some_axes)
+    return make(draw, shape[-1]), draw(arrays(shape))
+
+
+@st.composite
+def patch_embeddings(draw):
+    (b, c), grid, patch = (draw(st.tuples(sizes, sizes)) for _ in range(3))
+    image = (grid[0] * patch[0], grid[1] * patch[1])
+    return nn.PatchEmbed(image, patch, c, draw(sizes), bias=draw(flags)), draw(arrays((b, c, *image)))
+
+
+@st.composite
+def attentions(draw):
+    heads = draw(st.integers(1, 3))
+    dim = heads * draw(st.integers(1, 3))
+    layer = nn.Attention(dim, heads, draw(flags), draw(flags), draw(rates), draw(rates), EPS)
+    layer.fused_attn = draw(flags)
+    return layer, draw(tokens(dim))
+
+
+@st.composite
+def mlps(draw):
+    dim = draw(sizes)
+    return nn.Mlp(dim, draw(sizes), draw(st.sampled_from(ACTIVATIONS)), draw(rates)), draw(tokens(dim))
+
+
+@st.composite
+def blocks(draw):
+    heads = draw(st.integers(1, 2))
+    dim = heads * draw(st.integers(1, 3))
+    layer = nn.Block(
+        dim, heads, draw(st.sampled_from([1.0, 2.5])), draw(flags), draw(flags), draw(rates), draw(rates),
+        draw(st.sampled_from([None, 0.1])), draw(rates), EPS, draw(st.sampled_from(ACTIVATIONS)),
+    )  # fmt: skip
+    return layer, draw(tokens(dim))
+
+
+CASES = {
+    nn.Attention: attentions(),
+    nn.Block: blocks(),
+    nn.Dropout: on_any_shape(lambda draw, width: nn.Dropout(draw(rates))),
+    nn.DropPath: on_any_shape(lambda draw, width: nn.DropPath(draw(rates))),
+    nn.Identity: on_any_shape(lambda draw, width: nn.Identity()),
+    nn.LayerNorm: on_any_shape(lambda draw, width: nn.LayerNorm(width, EPS)),
+    nn.LayerScale: on_any_shape(lambda draw, width: nn.LayerScale(width)),
+    nn.Linear: on_any_shape(lambda draw, width: nn.Linear(width, draw(sizes), bias=draw(flags))),
+    nn.Mlp: mlps(),
+    nn.PatchEmbed: patch_embeddings(),
+}
+
+
+def test_every_layer_has_a_case():
+    exported = {x for x in map(vars(nn).get, nn.__all__) if isinstance(x, type) and issubclass(x, nn.Module)}
+    assert set(CASES) == exported - {nn.Module}
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+def test_gradients(kind, data):
+    layer, x = data.draw(CASES[kind])
+    assert type(layer) is kind
+    randomise(layer.train(data.draw(flags)), data.draw(generators))
+    assert check_gradients(layer, x) <= 1e-7
+
+
+def test_a_path_that_the_gradient_does_not_take_is_found(monkeypatch):
+    def forward(block, z):
+        z = z + block.attn(block.norm1(z))
+        return z + block.mlp(block.norm2(z.detach()))
+
+    block = randomise(nn.Block(4, 2, norm_eps=EPS), np.random.default_rng(0))
+    monkeypatch.setattr(nn.Block, "forward", forward)
+    with pytest.raises(AssertionError, match=r"the gradient of argument 0, .*, is wrong"):
+        check_gradients(block, np.random.default_rng(1).standard_normal((1, 2, 4)))

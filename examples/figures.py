@@ -51,17 +51,18 @@ def draw_curves(epochs: list[dict], path: Path) -> None:
     x = [e["epoch"] for e in epochs]
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
     for axes, quantity, unit in zip(panels, ("loss", "accuracy"), (1, 100)):
-        for split, colour in (("train", TRAIN), ("test", TEST)):
-            y = [unit * e[f"{split}_{quantity}"] for e in epochs]
+        lines = {split: [unit * e[f"{split}_{quantity}"] for e in epochs] for split in ("train", "test")}
+        for split, other, colour in (("train", "test", TRAIN), ("test", "train", TEST)):
+            y = lines[split]
             axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1.4)
             axes.annotate(
                 f" {split} {y[-1]:.2f}", (x[-1], y[-1]), color=colour, xytext=(3, 0), textcoords="offset points",
-                va="bottom" if (split == "train") == (quantity == "loss") else "top", annotation_clip=False,
+                va="bottom" if y[-1] > lines[other][-1] else "top", annotation_clip=False,
             )  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_title("cross-entropy loss" if quantity == "loss" else "accuracy, %", loc="left")
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axes.margins(x=0.12)
+        axes.set_xlim(left=0.6)
     panels[0].set_ylim(bottom=0)
     save(figure, path)
 
@@ -123,17 +124,19 @@ def shade(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def draw_positions(table: np.ndarray, grid: tuple[int, int], path: Path) -> None:
     """How alike are the position embeddings? One small map a patch: its cosine with every patch's embedding.
 
-    ``table`` (rows · columns, D). Figure 7 (middle) of the Vision Transformer paper.
+    ``table`` (rows · columns, D). Figure 7 (middle) of the Vision Transformer paper. The maps lie as the patches do
+    in a square image.
     """
     rows, columns = grid
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     similarity = (unit @ unit.T).reshape(rows, columns, rows, columns)
-    side = 4.6 / max(grid)
-    figure, panels = plt.subplots(rows, columns, figsize=(columns * side + 1, rows * side), squeeze=False)
+    figure, panels = plt.subplots(rows, columns, figsize=(5.6, 4.6), squeeze=False)
     for i in range(rows):
         for j in range(columns):
             axes = bare(panels[i, j])
-            shown = axes.imshow(similarity[i, j], vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+            shown = axes.imshow(
+                similarity[i, j], vmin=-1, vmax=1, cmap="viridis", interpolation="nearest", aspect="auto"
+            )
     figure.subplots_adjust(hspace=0.12, wspace=0.12)
     bar = figure.colorbar(shown, ax=panels, fraction=0.04, pad=0.03, label="cosine similarity")
     bar.outline.set_visible(False)

@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "shapes": Recipe("vit_nano_patch8_32", 2, 2e-3),
+    "shapes": Recipe("vit_nano_patch8_32", 3, 2e-3),
     "mnist": Recipe("vit_nano_patch7_28", 7, 3e-3, crop=1),
     "fashion_mnist": Recipe("vit_nano_patch7_28", 10, 2e-3, crop=2, flip=True),
     "cifar10": Recipe("vit_nano_patch4x8_32", 12, 1.5e-3, 50, crop=2, flip=True),

@@ -20,7 +20,7 @@ from minivit.data.loader import Batch, Loader
 
 __all__ = ["Batch", "Dataset", "Loader", "load"]
 
-SHAPES_TRAIN, SHAPES_TEST = 30_000, 4_000
+SHAPES_TRAIN, SHAPES_TEST = 20_000, 4_000
 
 
 def load(name: str, data_dir: str | Path = "data", size: int | None = None, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -362,8 +362,7 @@ def test_repr_shows_shapes_and_counts():
     lines = repr(model).splitlines()
     assert lines[0] == f"VisionTransformer(): {model.num_parameters():,} parameters"
     assert "  cls_token: (1, 1, 12)" in lines
-    count = sum(p.size for p in model.blocks[0].parameters())
-    assert f"  blocks.0 … blocks.1: Block(): {count:,} parameters" in lines
+    assert f"  blocks.0 … blocks.1: Block(): {model.blocks[0].num_parameters():,} parameters" in lines
     assert "      qkv: Linear(): 468 parameters" in lines
     assert "        weight: (36, 12)" in lines
 

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivit.models import VisionTransformer
@@ -170,6 +170,7 @@ def test_the_fixed_table_of_mae_leaves_out_tokens_without_positions():
 
 
 @each_preset
+@settings(max_examples=15)
 @given(seed=seeds)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(preset, seed):
     small = dict(img_size=8, embed_dim=8, num_classes=3, seed=seed, depth=1)
@@ -187,6 +188,7 @@ CHANGES = {
 
 
 @each_preset
+@settings(max_examples=20)
 @given(changed=st.sets(st.sampled_from(list(CHANGES))))
 def test_a_parameter_does_not_depend_on_what_else_there_is(preset, changed):
     changes = {name: CHANGES[name] for name in changed}

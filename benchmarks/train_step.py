@@ -110,7 +110,7 @@ def race(name: str, batch: int, contenders: list[str], options: argparse.Namespa
     for step in steps.values():  # compilation, first touch of memory
         step(images, labels)
     seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for _ in trange(options.pairs, desc=name, leave=False):
+    for _ in trange(options.pairs, desc=name, leave=False, disable=None):
         for contender, step in steps.items():
             start = time.perf_counter()
             step(images, labels)

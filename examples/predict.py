@@ -64,7 +64,7 @@ def read_pixels(path: Path, img_size: tuple[int, int], in_chans: int, invert: bo
     try:
         image = read_image(path, img_size[0])
     except FileNotFoundError:
-        raise
+        raise ValueError(f"there is no file {path}") from None
     except Exception as error:  # Pillow's decoders fail in many ways
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if in_chans == 1:

@@ -33,7 +33,7 @@ class Attention(Module):
         self, dim: int, num_heads: int = 8, qkv_bias: bool = True, qk_norm: bool = False, attn_drop: float = 0.0,
         proj_drop: float = 0.0, norm_eps: float = 1e-6,
     ):  # fmt: skip
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide dim {dim}")
         self.num_heads = num_heads
         self.qk_norm = qk_norm

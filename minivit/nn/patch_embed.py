@@ -73,7 +73,7 @@ class PatchEmbed(Module):
     ):  # fmt: skip
         self.img_size, self.patch_size = pair(img_size), pair(patch_size)
         (h, w), (p, q) = self.img_size, self.patch_size
-        if h % p or w % q:
+        if min(p, q) < 1 or h % p or w % q:
             raise ValueError(f"patch_size {self.patch_size} must divide img_size {self.img_size}")
         self.in_chans = in_chans
         self.grid_size = (h // p, w // q)

@@ -165,7 +165,7 @@ def test_parameters_have_timms_names_and_shapes():
     assert "qkv.bias" not in dict(Attention(6, 2, qkv_bias=False).named_parameters())
 
 
-@pytest.mark.parametrize(("dim", "heads"), [(6, 4), (2, 4)])
+@pytest.mark.parametrize(("dim", "heads"), [(6, 4), (2, 4), (6, 0)])
 def test_heads_that_do_not_divide_the_width_get_a_sentence(dim, heads):
     with pytest.raises(ValueError, match=f"num_heads {heads} must divide dim {dim}"):
         Attention(dim, heads)

@@ -95,7 +95,7 @@ class Progress:
 
 
 class FitResult(NamedTuple):
-    """What came of a run. ``seconds`` of all sessions together; ``images_per_second``: training, in this session."""
+    """What came of a run. ``seconds`` of the whole run; ``images_per_second``: training, since the last resume."""
 
     test_loss: float
     test_accuracy: float
@@ -178,7 +178,7 @@ class _Run:
         self.loss_fn = partial(cross_entropy, label_smoothing=config.label_smoothing)
         self.total_steps = config.epochs * len(train)
         self.progress = Progress()
-        self.trained, self.training_seconds = 0, 0.0  # images and time in this session
+        self.trained, self.training_seconds = 0, 0.0  # images and time since the last resume
         self.started = self.saved = time.monotonic()
         data = train.dataset
         self.meta = {"dataset": data.name, "classes": list(data.classes), "mean": data.mean, "std": data.std, **meta}

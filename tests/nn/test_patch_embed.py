@@ -94,7 +94,9 @@ def test_one_number_is_both_sides_and_the_weight_has_the_shape_of_a_convolutions
     assert [name for name, _ in PatchEmbed(32, 8, 3, 16, bias=False).named_parameters()] == ["proj.weight"]
 
 
-@pytest.mark.parametrize(("img_size", "patch_size"), [(30, 8), ((32, 30), 8), ((30, 32), 8), (32, (8, 5)), (32, (8, 0))])
+@pytest.mark.parametrize(
+    ("img_size", "patch_size"), [(30, 8), ((32, 30), 8), ((30, 32), 8), (32, (8, 5)), (32, (8, 0))]
+)
 def test_a_patch_that_does_not_divide_the_image_gets_a_sentence(img_size, patch_size):
     with pytest.raises(ValueError, match=r"patch_size \(8, [850]\) must divide img_size \(3[02], 3[02]\)"):
         PatchEmbed(img_size, patch_size)

@@ -32,8 +32,8 @@ def _sizes() -> dict[str, dict[str, Any]]:
 CONFIGURATIONS: dict[str, dict[str, Any]] = _sizes() | {
     # the network of the book Vision Transformer入門, chapter 2: 2 × 2 patches of a 32 px image
     "vit_book": _vit(384, 7, 8, 16, 32, num_classes=10, qkv_bias=False, norm_eps=1e-5, weight_init="book"),
-    # Small ones, 64 to 192 wide. At such widths timm's weights of 0.02 are small, and learning starts late: the book's
-    # start, with positions of length √D, is ahead by two points after an epoch of MNIST.
+    # Small ones, 64 to 192 wide. At such widths timm's weights of 0.02 are small, and learning starts late; the book's
+    # start, with positions of length √D, does not have this (compare with weight_init="timm").
     # for MNIST and its like, in 4 × 4 or 7 × 7 patches of a 28 px image
     "vit_nano_patch7_28": _vit(64, 4, 4, 7, 28, num_classes=10, in_chans=1, weight_init="book"),
     "vit_nano_patch4_28": _vit(64, 6, 4, 4, 28, num_classes=10, in_chans=1, weight_init="book"),

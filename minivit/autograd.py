@@ -32,7 +32,7 @@ _births = itertools.count()
 
 class _State(threading.local):
     enabled = True  # False inside no_grad
-    recording = True  # will the op that is running now be recorded?
+    wanted: tuple[bool, ...] | None = None  # of the op that is running now: which arguments need a cotangent?
     anomaly = False  # inside detect_anomaly
 
 
@@ -113,11 +113,14 @@ class Tensor:
         """The same data, without history: no gradient flows through it."""
         return Tensor(self.data)
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Array | None = None, into: "dict[Tensor, Array] | None" = None) -> None:
         """Add ∂L/∂x to ``x.grad`` for every leaf x with ``requires_grad`` that this Tensor was computed from.
 
         ``gradient`` is ∂L/∂self; without it, self must be a single number, the loss L, and ∂L/∂L = 1. The graph is
         freed on the way, so memory falls as the walk proceeds, and a graph serves one backward.
+
+        With ``into`` no ``.grad`` is touched: gradients are added to the arrays of that dict, by leaf, and leaves that
+        it lacks are put in. So threads can go back through graphs of their own to the same Parameters.
 
         Raises ValueError for a non-scalar loss or a gradient of another shape, RuntimeError where there is nothing
         to go back through, or where the graph has been freed already.
@@ -141,7 +144,7 @@ class Tensor:
             _, y = heapq.heappop(waiting)
             dy = arrived.pop(y.birth)
             if isinstance(y, Tensor):  # a leaf
-                _accumulate(y, dy)
+                _accumulate(y, dy, into)
                 continue
             cotangents, parents = _pull_back(y, dy), y.parents
             y.pullback, y.parents = _freed, ()
@@ -189,12 +192,13 @@ def op(function: Callable) -> Callable:
             args, options = bound.args, bound.kwargs
         raw = [_raw(arg) for arg in args]
         _check_devices(name, raw)
-        needed = _state.enabled and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        outer, _state.recording = _state.recording, needed
+        wanted = tuple(_state.enabled and isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        needed = any(wanted)
+        outer, _state.wanted = _state.wanted, wanted
         try:
             value, pullback = function(*raw, **options)
         finally:
-            _state.recording = outer
+            _state.wanted = outer
         if _state.anomaly:
             _check_finite(f"the forward pass of {name}", value)
         y = Tensor(value, requires_grad=needed)
@@ -208,7 +212,15 @@ def op(function: Callable) -> Callable:
 
 def recording() -> bool:
     """Inside an op: will this call be recorded? If not, what only the pullback needs may be skipped."""
-    return _state.recording
+    return _state.wanted is None or any(_state.wanted)
+
+
+def wanted(argument: int) -> bool:
+    """Inside an op: will a cotangent of this argument (0, 1, …) be asked for? If not, the pullback may give None.
+
+    The images at the input of a network want none, nor do frozen weights.
+    """
+    return _state.wanted is None or (argument < len(_state.wanted) and _state.wanted[argument])
 
 
 @contextmanager
@@ -291,11 +303,16 @@ def _freed(dy):
     raise RuntimeError("backward() went through this graph before, and freed it: compute the loss again")
 
 
-def _accumulate(x: Tensor, dx: Array) -> None:
-    if x.grad is None:
-        x.grad = array_module(x.data).array(dx, x.dtype)  # a copy: dx may be shared with another Tensor
+def _accumulate(x: Tensor, dx: Array, into: dict[Tensor, Array] | None) -> None:
+    total = x.grad if into is None else into.get(x)
+    if total is None:
+        total = array_module(x.data).array(dx, x.dtype)  # a copy: dx may be shared with another Tensor
     else:
-        x.grad += dx  # in place: grad may be a view into an optimizer's flat buffer
+        total += dx  # in place: it may be a view into an optimizer's flat buffer
+    if into is None:
+        x.grad = total
+    else:
+        into[x] = total
 
 
 def _raw(arg):

@@ -126,7 +126,7 @@ def changes(node: ast.AST, operands: set[str]) -> Iterator[ast.AST]:
 
 def _changed_calls(function: ast.expr, arguments: list, keywords: list) -> Iterator[ast.expr]:
     name = ast.unparse(function).rpartition(".")[2]
-    if name in {"array_module", "isinstance", "recording"}:
+    if name in {"array_module", "isinstance", "recording", "wanted"}:
         return
     if name in METHODS:
         yield ast.Call(ast.Attribute(function.value, METHODS[name], ast.Load()), arguments, keywords)

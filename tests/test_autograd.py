@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minivit import Parameter, Tensor, detect_anomaly, gradcheck, no_grad, op, ops
-from minivit.autograd import recording, unbroadcast
+from minivit import Parameter, Tensor, gradcheck, op, ops
+from minivit.autograd import unbroadcast
 from tests.strategies import generators
 
 
@@ -223,6 +223,26 @@ def test_the_gradient_of_a_number_is_an_array():
     assert isinstance(x.grad, np.ndarray) and x.grad.shape == ()
 
 
+def test_into_collects_gradients_beside_grad():
+    x, y, z = leaf(1.0, 2.0), leaf(3.0), leaf(5.0)
+    gradients = {x: np.ones(2, np.float32)}
+    given = gradients[x]
+    for _ in range(2):
+        (x * y + x).sum().backward(into=gradients)
+    assert gradients[x] is given and set(gradients) == {x, y}
+    np.testing.assert_array_equal(given, [9, 9])
+    np.testing.assert_array_equal(gradients[y], [6])
+    assert x.grad is None and y.grad is None and z.grad is None
+
+
+def test_into_does_not_share_memory_between_leaves():
+    x, y = leaf(1.0), leaf(2.0)
+    gradients = {}
+    (x + y).backward(into=gradients)
+    x.sum().backward(into=gradients)
+    assert gradients[x] == [2] and gradients[y] == [1]
+
+
 def test_only_leaves_that_ask_for_it_receive_a_gradient():
     x, constant, frozen = leaf(1.0), Tensor([2.0]), Parameter([3.0], requires_grad=False)
     y = x * constant
@@ -321,65 +341,3 @@ def test_raw_is_the_function_itself():
 
 
 # Modes.
-
-
-def test_no_grad_records_nothing():
-    x = leaf(1.0)
-    with no_grad():
-        y = x * 2
-    assert y.node is None and not y.requires_grad
-    assert (x * 2).requires_grad
-
-
-def test_modes_end_with_an_error_and_may_be_nested():
-    x = leaf(1.0)
-    for mode in (no_grad, detect_anomaly):
-        with pytest.raises(KeyError), mode():
-            with mode():
-                pass
-            if mode is no_grad:
-                assert not (x * 2).requires_grad
-            raise KeyError
-    assert (x * 2).requires_grad
-    with np.errstate(divide="ignore"):
-        assert Tensor([0.0]).log().item() == -np.inf
-
-
-def test_no_grad_belongs_to_its_thread():
-    x, seen = leaf(1.0), []
-    with no_grad():
-        thread = threading.Thread(target=lambda: seen.append((x * 2).requires_grad))
-        thread.start()
-        thread.join()
-    assert seen == [True]
-
-
-def test_recording_says_whether_the_running_op_is_recorded():
-    seen = []
-
-    @op
-    def asks(x):
-        seen.append(recording())
-        return x, lambda dy: dy
-
-    asks(leaf(1.0))
-    asks(Tensor([1.0]))
-    with no_grad():
-        asks(leaf(1.0))
-    assert seen == [True, False, False]
-
-
-def test_an_op_that_fails_leaves_the_state_as_it_was():
-    with pytest.raises(ValueError):
-        ops.matmul(Tensor([1.0]), Tensor([1.0]))
-    assert recording()
-
-
-def test_detect_anomaly_names_the_op_and_the_direction():
-    x = leaf(0.0, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"), detect_anomaly():
-        with pytest.raises(FloatingPointError, match="1 of 2 values are not finite in the forward pass of log"):
-            x.log()
-        loss = x.sqrt().sum()
-        with pytest.raises(FloatingPointError, match="1 of 2 values are not finite in the backward pass of sqrt"):
-            loss.backward()

@@ -338,6 +338,3 @@ def test_raw_is_the_function_itself():
 
     lifted = op(function)
     assert lifted.raw is function and lifted.__name__ == "function"
-
-
-# Modes.

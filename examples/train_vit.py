@@ -25,7 +25,18 @@ from minivit.data.shapes import shapes
 from minivit.models import VisionTransformer, create_model, list_models
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
-from minivit.training import CheckpointError, Interrupted, NonFiniteLoss, TrainConfig, fit, predict, read_log
+from minivit.training import (
+    CheckpointError,
+    Interrupted,
+    NonFiniteLoss,
+    Ranks,
+    TrainConfig,
+    choose_layout,
+    connect,
+    fit,
+    predict,
+    read_log,
+)
 
 
 class Recipe(NamedTuple):
@@ -60,7 +71,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER")
     add("--epochs", type=int, help="passes over the training images")
     add("--batch-size", type=int, help="images a step")
-    add("--micro-batch", type=int, default=50, help="images that go through the network at a time")
+    add("--workers", type=int, help="threads (default: the cores that this process has for itself)")
+    add("--micro-batch", type=int, help="images that go through the network at a time (default: what the cache holds)")
     add("--lr", type=float, help="peak learning rate")
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=float, default=0.1, help="share of the steps in which the learning rate rises")
@@ -88,6 +100,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict:
     args = parse(arguments)
     reuse_freed_memory()
+    ranks = connect()
+    with ranks.together(agreed=(Interrupted, NonFiniteLoss)):
+        return train(args, ranks)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> dict:
+    if args.device == "cuda" and ranks.size > 1:
+        args.device = f"cuda:{ranks.place}"  # one for each rank of this machine
     create_model(args.model, weight_init="skip").to(args.device)  # a wrong name, or no GPU: say so before the download
     train_set, test_set = (part.to(args.device) for part in load_data(args))
     channels, *size = train_set.images.shape[1:]
@@ -96,7 +116,10 @@ def main(arguments: list[str] | None = None) -> dict:
         "seed": args.seed,
     }  # fmt: skip
     model = create_model(args.model, **options).to(args.device)
-    print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {args.device}\n{args.run_dir}")
+    image = train_set.normalise(train_set.images[:1])
+    layout = choose_layout(model, image, args.batch_size, args.workers, args.micro_batch, ranks)
+    print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {args.device}")
+    print(f"{layout}\n{args.run_dir}")
 
     crop = [RandomCrop(args.crop)] if args.crop else []
     flip = [RandomHorizontalFlip()] if args.flip else []
@@ -107,19 +130,22 @@ def main(arguments: list[str] | None = None) -> dict:
         Loader(test_set, 250, shuffle=False),
         TrainConfig(
             args.run_dir, args.epochs, args.lr, warmup_epochs=args.warmup * args.epochs, clip=args.clip,
-            label_smoothing=args.label_smoothing, micro_batch=args.micro_batch, ema=args.ema, seed=args.seed,
-            save_seconds=60, resume_hint="the same command with --resume",
+            label_smoothing=args.label_smoothing, ema=args.ema, seed=args.seed, save_seconds=60,
+            resume_hint="the same command with --resume",
         ),
         resume=args.resume,
         overwrite=args.overwrite,
         meta={"model": args.model, "arguments": options},
+        layout=layout,
     )  # fmt: skip
-    draw(model.to("cpu"), test_set.to("cpu"), args.run_dir)
+    if ranks.rank == 0:
+        draw(model.to("cpu"), test_set.to("cpu"), args.run_dir)
     return {
         "example": "train_vit", "dataset": args.dataset.partition(":")[0], "model": args.model, "seed": args.seed,
         "epochs": args.epochs, "train_images": len(train_set), "test_accuracy": result.test_accuracy,
         "test_loss": result.test_loss, "seconds": round(result.seconds, 1),
-        "images_per_second": round(result.images_per_second, 1), "run_dir": str(args.run_dir),
+        "images_per_second": round(result.images_per_second, 1), "ranks": ranks.size, "workers": layout.workers,
+        "micro_batch": layout.micro_batch, "run_dir": str(args.run_dir),
     }  # fmt: skip
 
 

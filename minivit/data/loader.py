@@ -5,6 +5,7 @@ augmentation of an image a function of (seed, epoch, its index), so training can
 and go on exactly as if it had never stopped.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
     images: Array  # (B, C, H, W) float32, normalised
     labels: Array  # (B,) int64
     samples: np.ndarray  # (B,) int64, the index of each image in the data set: the key of its random draws
+    total: int | None = None  # images of the batch on all ranks, where these are the share of one
 
 
 class Loader:
@@ -71,6 +73,22 @@ class Loader:
         self.augment = tuple(augment)
         self.drop_last = drop_last
         self.prefetch = prefetch
+        self.rank, self.ranks = 0, 1
+
+    def shard(self, rank: int, ranks: int) -> "Loader":
+        """A loader of the same batches that makes one share of each: the ``rank``-th of ``ranks`` nearly equal parts.
+
+        A last batch of fewer images than ranks leaves some of them an empty share.
+
+        >>> loader = Loader(Dataset("blank", np.zeros((5, 1, 8, 8), np.uint8), np.zeros(5, int), ["a"]), batch_size=5)
+        >>> [len(loader.shard(rank, 2).batch(0, 0).samples) for rank in range(2)]
+        [2, 3]
+        """
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank must lie in 0 … {ranks - 1}, got {rank}")
+        part = copy.copy(self)
+        part.rank, part.ranks = rank, ranks
+        return part
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -97,11 +115,13 @@ class Loader:
 
     def _make(self, order: np.ndarray, epoch: int, number: int) -> Batch:
         samples = order[number * self.batch_size : (number + 1) * self.batch_size]
+        total = len(samples)
+        samples = samples[self.rank * total // self.ranks : (self.rank + 1) * total // self.ranks]
         at = array_module(self.dataset.images).asarray(samples)
         images = self.dataset.images[at]
         for augment in self.augment:
             images = augment(images, samples, self.seed, epoch)
-        return Batch(self.dataset.normalise(images), self.dataset.labels[at], samples)
+        return Batch(self.dataset.normalise(images), self.dataset.labels[at], samples, total)
 
 
 def _ahead(make: Callable[[int], Batch], numbers: range, depth: int) -> Iterator[Batch]:

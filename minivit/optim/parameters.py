@@ -61,6 +61,7 @@ class FlatParameters:
         self.parameters: dict[str, Parameter] = dict(named)
         self.data: Array = xp.zeros(end, dtype=named[0][1].dtype)
         self.grad: Array = xp.zeros_like(self.data)
+        self._more_grads: list[Array] = []  # of other threads
         self._data_views, self._grad_views = self.views(self.data), self.views(self.grad)
         for name, parameter in named:
             self._data_views[name][...] = parameter.data
@@ -82,6 +83,24 @@ class FlatParameters:
         self.grad[...] = 0
         for name, parameter in self.parameters.items():
             parameter.grad = self._grad_views[name]
+
+    def gradient_sinks(self, count: int) -> list[dict[Parameter, Array]]:
+        """For each of ``count`` threads what ``backward(into=…)`` adds to: zeros, the first of them ``grad`` itself."""
+        self.zero_grad()
+        while len(self._more_grads) < count - 1:
+            self._more_grads.append(array_module(self.grad).empty_like(self.grad))
+        sinks = []
+        for buffer in [self.grad, *self._more_grads[: count - 1]]:
+            buffer[...] = 0
+            views = self._grad_views if buffer is self.grad else self.views(buffer)
+            sinks.append({self.parameters[name]: view for name, view in views.items()})
+        return sinks
+
+    def add_up_sinks(self, count: int) -> None:
+        """Add the other threads' gradients to ``grad``, always in the same order."""
+        for block in self.blocks():
+            for buffer in self._more_grads[: count - 1]:
+                self.grad[block] += buffer[block]
 
     def check(self) -> None:
         """Raise RuntimeError with the first Parameter whose data or gradient no longer is a view of the flat arrays."""

@@ -10,12 +10,14 @@ from minivit.training.checkpoint import (
 )
 from minivit.training.evaluation import Evaluation, evaluate, predict
 from minivit.training.interrupt import Interrupted
+from minivit.training.layout import Layout, available_cores, choose_layout
 from minivit.training.log import append_log, read_log
 from minivit.training.loop import FitResult, TrainConfig, fit
+from minivit.training.ranks import Ranks, connect
 from minivit.training.step import NonFiniteLoss, StepResult, train_step
 
 __all__ = [
-    "Checkpoint", "CheckpointError", "Evaluation", "FitResult", "Interrupted", "NonFiniteLoss", "StepResult",
-    "TrainConfig", "append_log", "evaluate", "fit", "load_checkpoint", "load_model", "predict",
-    "read_log", "restore", "save_checkpoint", "train_step",
+    "Checkpoint", "CheckpointError", "Evaluation", "FitResult", "Interrupted", "Layout", "NonFiniteLoss", "Ranks",
+    "StepResult", "TrainConfig", "append_log", "available_cores", "choose_layout", "connect", "evaluate", "fit",
+    "load_checkpoint", "load_model", "predict", "read_log", "restore", "save_checkpoint", "train_step",
 ]  # fmt: skip

@@ -1,13 +1,17 @@
 """A model in use: no dropout, no gradients, and how often it is right."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from minivit.autograd import no_grad
 from minivit.backend import Array, array_module
 from minivit.data.loader import Batch, Loader
 from minivit.nn import Module, evaluating
 from minivit.ops import cross_entropy
-from minivit.training.step import count_correct, micro_batches
+from minivit.training.layout import Layout
+from minivit.training.step import count_correct
 
 
 class Evaluation(NamedTuple):
@@ -17,24 +21,39 @@ class Evaluation(NamedTuple):
     accuracy: float
 
 
-def predict(model: Module, images: Array, batch_size: int = 64) -> Array:
-    """Logits (n, K) of normalised images (n, C, H, W), computed ``batch_size`` at a time, on the images' device.
+def predict(
+    model: Module, images: Array, layout: Layout | None = None, forward: Callable[[Array], Any] | None = None
+) -> Array:
+    """Logits (n, K) of normalised images (n, C, H, W), computed piece by piece, on the images' device.
+
+    ``layout``: the pieces and the threads (default: 64 images at a time, one thread). ``forward``: what to compute
+    instead of the model's output, a method of it such as ``model.forward_features``, which gives its tokens (n, N, D).
 
     Raises ValueError for no images.
 
     >>> from minivit.nn import Linear
-    >>> predict(Linear(3, 2), np.zeros((5, 3), np.float32), batch_size=2).shape
+    >>> predict(Linear(3, 2), np.zeros((5, 3), np.float32), Layout(micro_batch=2)).shape
     (5, 2)
     """
+    if len(images) < 1:
+        raise ValueError("predict needs at least one image, got none")
+    compute = forward or model
+
+    def output(worker: int, piece: slice) -> Array:
+        with no_grad():  # which holds for one thread
+            return compute(images[piece]).data
+
     with evaluating(model):
-        logits = [model(images[piece]).data for piece in micro_batches(len(images), batch_size)]
-    return array_module(images).concatenate(logits)
+        outputs = (layout or Layout(micro_batch=64)).map(output, len(images))
+    return array_module(images).concatenate(outputs)
 
 
-def evaluate(model: Module, batches: Loader | Iterable[Batch]) -> Evaluation:
+def evaluate(model: Module, batches: Loader | Iterable[Batch], layout: Layout | None = None) -> Evaluation:
     """Loss and accuracy over all images of a Loader (its epoch 0: make it with ``shuffle=False``), or of batches.
 
-    The loss is the plain cross-entropy, whatever the model was trained with. Raises ValueError for no images.
+    The loss is the plain cross-entropy, whatever the model was trained with. ``layout``: how each batch is cut, by
+    default not at all; of several ranks each should have its shard of the batches, and gets the result of all.
+    Raises ValueError for no images.
 
     >>> from minivit.nn import Linear
     >>> model = Linear(2, 2)
@@ -43,15 +62,21 @@ def evaluate(model: Module, batches: Loader | Iterable[Batch]) -> Evaluation:
     >>> evaluate(model, [Batch(images, labels, np.arange(2))]).accuracy
     1.0
     """
-    if isinstance(batches, Loader):
-        batches = batches.epoch(0)
-    loss, correct, images = 0.0, 0, 0
+    layout = layout or Layout()
+
+    def look(batch: Batch, piece: slice) -> tuple[float, int, int]:
+        with no_grad():
+            logits = model(batch.images[piece])
+            loss = cross_entropy(logits, batch.labels[piece], reduction="sum").item()
+        return loss, count_correct(logits.data, batch.labels[piece]), len(logits)
+
+    sums = np.zeros(3)  # loss, correct, images
     with evaluating(model):
-        for batch in batches:
-            logits = model(batch.images)
-            loss += cross_entropy(logits, batch.labels, reduction="sum").item()
-            correct += count_correct(logits.data, batch.labels)
-            images += len(batch.labels)
+        for batch in batches.epoch(0) if isinstance(batches, Loader) else batches:
+            for result in layout.map(lambda worker, piece, batch=batch: look(batch, piece), len(batch.labels)):
+                sums += result
+    layout.ranks.sum(sums)
+    loss, correct, images = sums.tolist()
     if images == 0:
         raise ValueError("there is nothing to evaluate on: no images were given")
     return Evaluation(loss / images, correct / images)

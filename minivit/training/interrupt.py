@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ class Interrupted(Exception):
 class Interrupt:
     """Inside: SIGINT (Ctrl-C) and SIGTERM are noted, and ``check`` raises Interrupted; a second one stops at once.
 
+    ``anyone``, of several ranks, tells whether any of them says yes: then all of them stop at the same check.
     The handlers that were there before come back at the end. In a thread other than the main one, where Python
     allows no handlers, signals keep their usual meaning.
 
@@ -27,7 +28,8 @@ class Interrupt:
     minivit.training.interrupt.Interrupted: interrupted by SIGINT
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anyone: Callable[[bool], bool] = bool) -> None:
+        self.anyone = anyone
         self.received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -43,8 +45,8 @@ class Interrupt:
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
-        if self.received:
-            raise Interrupted(f"interrupted by {self.received}")
+        if self.anyone(self.received is not None):
+            raise Interrupted(f"interrupted by {self.received or 'a signal to another rank'}")
 
     def checked(self, items: Iterable) -> Iterator:
         """The items, with a ``check`` before each."""

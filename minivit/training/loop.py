@@ -12,6 +12,7 @@ optimizer's state continues bit for bit.
 import json
 import math
 import time
+import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from minivit.backend import to_device
 from minivit.data.loader import Loader
 from minivit.nn import Module
 from minivit.ops import cross_entropy
@@ -28,6 +30,7 @@ from minivit.optim import EMA, Optimizer, warmup_cosine
 from minivit.training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from minivit.training.evaluation import evaluate
 from minivit.training.interrupt import Interrupt, Interrupted
+from minivit.training.layout import Layout, choose_layout
 from minivit.training.log import append_log, cut_log
 from minivit.training.step import NonFiniteLoss, StepResult, train_step
 
@@ -38,7 +41,6 @@ class TrainConfig:
 
     - ``lr``, ``min_lr``, ``warmup_epochs``: the rate's peak, its end, and when it peaks; see ``warmup_cosine``
     - ``clip``: the largest norm of the gradient; None leaves it
-    - ``micro_batch``: images that go forward and backward at a time; None takes the whole batch
     - ``ema``: decay of the moving average that is evaluated instead of the weights; None keeps none
     - ``seed``: of dropout and drop-path
     - ``save_epochs``, ``save_seconds``: save ``last.npz`` every so many epochs, and within an epoch after so long
@@ -56,7 +58,6 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     clip: float | None = None
-    micro_batch: int | None = None
     ema: float | None = None
     seed: int = 0
     save_epochs: int = 1
@@ -66,7 +67,7 @@ class TrainConfig:
     resume_hint: str = "resume=True"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "save_epochs", "micro_batch", "log_steps"):
+        for name in ("epochs", "save_epochs", "log_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -114,14 +115,20 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     meta: Mapping[str, Any] | None = None,
+    layout: Layout | None = None,
 ) -> FitResult:
     """Train ``model`` on ``train`` and evaluate it on ``test`` after every epoch.
+
+    ``layout`` says how the batches are cut over ranks, threads and pieces; by default what ``choose_layout`` finds for
+    this process alone. It changes the result by rounding only, and may change when a run is resumed. Of several ranks
+    all call ``fit`` with the same arguments; the first of them reads, writes and prints.
 
     ``meta`` is saved with every checkpoint, besides the data set's name, classes, mean and std: give what rebuilds
     the model, {"model": name, "arguments": {…}}. With ``resume`` the run in ``run_dir`` goes on where it was saved.
 
     Raises Interrupted after Ctrl-C or SIGTERM, saved; NonFiniteLoss, saved as ``nonfinite.npz``; CheckpointError
     where ``resume`` finds no run or another one, where a new run finds one without ``overwrite``, and for a full disk.
+    Of several ranks, an exception in one, other than the first two, ends the program of all.
 
     >>> import tempfile
     >>> from minivit.data import Dataset
@@ -135,12 +142,11 @@ def fit(
     >>> fit(model, AdamW(model.named_parameters()), Loader(data, 4), Loader(data, 8), config).test_accuracy
     1.0
     """
-    run = _Run(model, optimizer, train, test, config, dict(meta or {}))
-    if resume:
-        run.resume()
-    else:
-        run.begin(overwrite)
-    with Interrupt() as interrupt:
+    layout = layout or choose_layout(model, train.dataset.normalise(train.dataset.images[:1]), train.batch_size)
+    run = _Run(model, optimizer, train, test, config, dict(meta or {}), layout)
+    ranks = layout.ranks
+    with ranks.together(agreed=(Interrupted, NonFiniteLoss)), layout, Interrupt(ranks.any) as interrupt:
+        run.start(resume, overwrite)
         try:
             while run.progress.epoch < config.epochs:
                 run.train_epoch(interrupt)
@@ -170,8 +176,11 @@ class _Run:
         test: Loader,
         config: TrainConfig,
         meta: dict[str, Any],
+        layout: Layout,
     ):
-        self.model, self.optimizer, self.train, self.test, self.config = model, optimizer, train, test, config
+        self.model, self.optimizer, self.config = model, optimizer, config
+        self.layout, self.ranks = layout, layout.ranks
+        self.train, self.test = (loader.shard(self.ranks.rank, self.ranks.size) for loader in (train, test))
         self.folder = Path(config.run_dir)
         self.log = self.folder / "log.jsonl"
         self.ema = None if config.ema is None else EMA(optimizer, config.ema, warmup=True)
@@ -202,6 +211,21 @@ class _Run:
 
     # --- begin, save, go on ---------------------------------------------------------------------------------------
 
+    def start(self, resume: bool, overwrite: bool) -> None:
+        """Rank 0 makes a folder or reads the checkpoint; all ranks start from what it has."""
+        if self.ranks.rank == 0:
+            self.resume() if resume else self.begin(overwrite)
+        counts = {"progress": asdict(self.progress), "steps": self.optimizer.steps}
+        counts = json.loads(self.ranks.gather(json.dumps(counts))[0])
+        self.progress, self.optimizer.steps = Progress(**counts["progress"]), counts["steps"]
+        arrays = [parameter.data for parameter in self.model.parameters()] + [*self.optimizer.state.values()]
+        if self.ema:
+            self.ema.updates = self.progress.step
+            arrays.append(self.ema.average)
+        for array in arrays:
+            self.ranks.broadcast(array)
+        self.started -= self.progress.seconds
+
     def begin(self, overwrite: bool) -> None:
         last = self.folder / "last.npz"
         if last.exists() and not overwrite:
@@ -227,10 +251,11 @@ class _Run:
             )
         restore(checkpoint, self.model, self.optimizer, self.ema)
         self.progress = Progress(**checkpoint.meta["progress"])
-        self.started -= self.progress.seconds
         cut_log(self.log, self.progress.log_lines)
 
     def save(self, name: str) -> None:
+        if self.ranks.rank:
+            return
         self.saved = time.monotonic()
         self.progress.seconds = self.saved - self.started
         meta = self.meta | {"progress": asdict(self.progress)}
@@ -260,14 +285,14 @@ class _Run:
                 start = time.monotonic()
                 self.optimizer.lr = self.learning_rate(progress.step)
                 result = train_step(
-                    self.model, self.loss_fn, *batch, self.optimizer, config.seed, progress.step,
-                    micro_batch=config.micro_batch, max_norm=config.clip,
+                    self.model, self.loss_fn, batch, self.optimizer,
+                    config.seed, progress.step, self.layout, max_norm=config.clip,
                 )  # fmt: skip
                 if self.ema:
                     self.ema.update()
-                self.count(result, len(batch.labels), time.monotonic() - start)
+                self.count(result, batch.total, time.monotonic() - start)
                 bar.set_postfix_str(self.describe(), refresh=False)
-                bar.update(len(batch.labels))
+                bar.update(batch.total)
                 if config.log_steps and progress.step % config.log_steps == 0:
                     self.write("step", loss=result.loss, grad_norm=result.grad_norm, lr=self.optimizer.lr)
                 if config.save_seconds is not None and time.monotonic() - self.saved >= config.save_seconds:
@@ -275,8 +300,9 @@ class _Run:
 
     def finish_epoch(self, interrupt: Interrupt) -> None:
         progress = self.progress
+        self.check_ranks()
         with self.ema.applied() if self.ema else nullcontext():
-            test = evaluate(self.model, interrupt.checked(self.test.epoch(0)))
+            test = evaluate(self.model, interrupt.checked(self.test.epoch(0)), self.layout)
             best = progress.best_accuracy is None or test.accuracy > progress.best_accuracy
             progress.test_loss, progress.test_accuracy = test
             progress.best_accuracy = test.accuracy if best else progress.best_accuracy
@@ -305,6 +331,13 @@ class _Run:
         if progress.epoch % self.config.save_epochs == 0 or progress.epoch == self.config.epochs:
             self.save("last.npz")
 
+    def check_ranks(self) -> None:
+        """Equal sums and equal steps keep the ranks equal; where that fails, the run is worth nothing."""
+        if self.ranks.size > 1:
+            sums = self.ranks.gather(f"{zlib.crc32(to_device(self.optimizer.flat.data, 'cpu')):08x}")
+            if len(set(sums)) > 1:
+                raise RuntimeError(f"the weights of the ranks have drifted apart, to checksums {', '.join(sums)}")
+
     def learning_rate(self, step: int) -> float:
         c = self.config
         warmup_steps = round(c.warmup_epochs * len(self.train))
@@ -328,8 +361,10 @@ class _Run:
         return f"loss {p.loss_sum / p.images:.3f}, accuracy {p.correct / p.images:.1%}, {left} left"
 
     def write(self, event: str, **values: float) -> None:
+        line = {"event": event, "epoch": self.progress.epoch, "step": self.progress.step, **values}
         try:
-            append_log(self.log, {"event": event, "epoch": self.progress.epoch, "step": self.progress.step, **values})
+            if self.ranks.rank == 0:
+                append_log(self.log, line)
         except OSError as error:
             raise CheckpointError(f"{self.log} cannot be written: {error.strerror or error}") from error
         self.progress.log_lines += 1

@@ -1,12 +1,11 @@
-"""One training step: cut the batch, go forward and backward over the pieces, step the optimizer.
+"""One training step: cut the batch, go forward and backward over the pieces, add up, step the optimizer.
 
 The loss of a batch is a mean over its images, so its gradient is a weighted sum over any pieces of the batch:
 
     ∇ (1/n) Σᵢ ℓᵢ  =  Σ_pieces (n_piece / n) ∇ (1/n_piece) Σ_{i in piece} ℓᵢ
 
-Small pieces (micro-batches) keep activations in the cache and divide the memory that backward needs. The cut is made
-here and nowhere else: no layer knows of it, and the random layers draw by global sample index, so every cut gives the
-same step up to rounding.
+The pieces may be computed one after the other, by threads, or by other machines: ``layout`` says which. No layer knows
+of the cut, and the random layers draw by global sample index, so every cut gives the same step up to rounding.
 """
 
 import math
@@ -17,9 +16,11 @@ import numpy as np
 
 from minivit.autograd import Tensor, no_grad
 from minivit.backend import Array, array_module
+from minivit.data.loader import Batch
 from minivit.nn import Module, observe
 from minivit.optim import Optimizer, clip_grad_norm
 from minivit.random import sampling
+from minivit.training.layout import Layout
 
 
 class StepResult(NamedTuple):
@@ -41,20 +42,19 @@ class NonFiniteLoss(FloatingPointError):
 def train_step(
     model: Module,
     loss_fn: Callable[[Tensor, Array], Tensor],
-    images: Array,
-    labels: Array,
-    samples: np.ndarray,
+    batch: Batch,
     optimizer: Optimizer,
     seed: int,
     step: int,
-    micro_batch: int | None = None,
+    layout: Layout | None = None,
     max_norm: float | None = None,
 ) -> StepResult:
     """Change the model's weights once, by the gradient of ``loss_fn(model(images), labels)``, a mean over the batch.
 
-    images (B, C, H, W); labels (B,) or soft targets (B, K); samples (B,): global indices of the images, which with
-    ``seed`` and ``step`` key what dropout and drop-path draw. ``micro_batch``: the largest piece (default: the whole
-    batch); ``max_norm``: the largest norm of the gradient. The model should be in training mode.
+    ``batch``: images (B, C, H, W); labels (B,) or soft targets (B, K); samples (B,), global indices of the images,
+    which with ``seed`` and ``step`` key what dropout and drop-path draw; and, where other ranks have a share of it too,
+    the number of images in ``total``. ``layout``: how the batch is cut, by default not at all; ``max_norm``: the
+    largest norm of the gradient. The model should be in training mode.
 
     Raises NonFiniteLoss before the update, ValueError for an empty batch or arrays of different lengths.
 
@@ -62,30 +62,48 @@ def train_step(
     >>> from minivit.optim import SGD
     >>> model = Linear(2, 2)
     >>> optimizer = SGD(model.named_parameters(), lr=0.1)
-    >>> images, labels, samples = np.eye(2, dtype=np.float32), np.array([0, 1]), np.arange(2)
-    >>> first, second = (
-    ...     train_step(model, ops.cross_entropy, images, labels, samples, optimizer, seed=0, step=i) for i in range(2)
-    ... )
+    >>> batch = Batch(np.eye(2, dtype=np.float32), np.array([0, 1]), np.arange(2))
+    >>> first, second = (train_step(model, ops.cross_entropy, batch, optimizer, seed=0, step=i) for i in range(2))
     >>> second.loss < first.loss
     True
     """
+    images, labels, samples, total = batch
     if not len(images) == len(labels) == len(samples):
         raise ValueError(
             f"images, labels and samples must be of one length, got {len(images)}, {len(labels)} and {len(samples)}"
         )
-    optimizer.zero_grad()
-    loss, correct = 0.0, 0
-    with np.errstate(all="ignore"):  # what is not finite is found here, and named better than NumPy can
-        for piece in micro_batches(len(images), micro_batch):
+    total = len(samples) if total is None else total
+    if total < 1:
+        raise ValueError("a batch needs at least one image, got none")
+    layout = layout or Layout()
+    sinks = optimizer.flat.gradient_sinks(layout.workers)
+    bad: list[slice] = []
+
+    def forward_and_backward(worker: int, piece: slice) -> tuple[float, int]:
+        with np.errstate(all="ignore"):  # what is not finite is found here, and named better than NumPy can
             with sampling(seed, step, samples[piece]):
                 logits = model(images[piece])
-            share = loss_fn(logits, labels[piece]) * (len(samples[piece]) / len(samples))
-            loss += share.item()
-            if not math.isfinite(loss):
-                first = first_nonfinite(model, images[piece], seed, step, samples[piece])
-                raise NonFiniteLoss(f"the loss is {loss} in step {step}: the first to be not finite is {first}", first)
-            share.backward()
-            correct += count_correct(logits.data, labels[piece])
+            share = loss_fn(logits, labels[piece]) * (len(samples[piece]) / total)
+            loss = share.item()
+            if math.isfinite(loss):
+                share.backward(into=sinks[worker])
+            else:
+                bad.append(piece)
+            return loss, count_correct(logits.data, labels[piece])
+
+    results = layout.map(forward_and_backward, len(samples))
+    optimizer.flat.add_up_sinks(layout.workers)
+    sums = np.array([sum(loss for loss, _ in results), sum(correct for _, correct in results)], np.float64)
+    layout.ranks.sum(sums)
+    layout.ranks.sum(optimizer.flat.grad)
+    loss, correct = float(sums[0]), int(sums[1])
+
+    if not math.isfinite(loss):
+        piece = min(bad, key=lambda piece: piece.start, default=None)
+        first = first_nonfinite(model, images[piece], seed, step, samples[piece]) if piece else ""
+        first = next(filter(None, layout.ranks.gather(first)))
+        raise NonFiniteLoss(f"the loss is {loss} in step {step}: the first to be not finite is {first}", first)
+    with np.errstate(all="ignore"):
         grad_norm = clip_grad_norm(optimizer, math.inf if max_norm is None else max_norm)
     if not math.isfinite(grad_norm):
         first = _last_nonfinite_gradient(model)
@@ -96,18 +114,6 @@ def train_step(
         )
     optimizer.step()
     return StepResult(loss, correct, grad_norm)
-
-
-def micro_batches(size: int, largest: int | None = None) -> list[slice]:
-    """Cut ``size`` images into consecutive pieces of at most ``largest``.
-
-    >>> micro_batches(5, 2)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    largest = size if largest is None else largest
-    if size < 1 or largest < 1:
-        raise ValueError(f"a batch needs at least one image, and so do its pieces, got {size} in pieces of {largest}")
-    return [slice(start, min(start + largest, size)) for start in range(0, size, largest)]
 
 
 def count_correct(logits: Array, labels: Array) -> int:
@@ -134,7 +140,7 @@ def first_nonfinite(model: Module, images: Array, seed: int, step: int, samples:
         if not found and not all(_finite(y.data) for y in tensors if isinstance(y, Tensor)):
             found.append(f"the output of {names.get(id(module), 'a layer')} ({type(module).__name__})")
 
-    with observe(look), no_grad(), sampling(seed, step, samples):
+    with np.errstate(all="ignore"), observe(look), no_grad(), sampling(seed, step, samples):
         model(images)
     return found[0] if found else "the loss function"
 

@@ -11,7 +11,7 @@ from minivit import ops
 from minivit.data import Batch, Dataset, Loader
 from minivit.nn import Dropout, Linear, Module, evaluating
 from minivit.random import generator
-from minivit.training import evaluate, predict
+from minivit.training import Layout, evaluate, predict
 
 
 class Net(Module):
@@ -29,10 +29,14 @@ def images(size, seed=0):
     return generator(seed, "images").normal(size=(size, 1, 2, 2)).astype(np.float32)
 
 
-@given(st.integers(1, 9), st.integers(1, 10))
-def test_predict_does_not_depend_on_the_batches(size, batch_size):
+layouts = st.builds(Layout, workers=st.integers(1, 3), micro_batch=st.none() | st.integers(1, 10))
+
+
+@given(st.integers(1, 9), layouts)
+def test_predict_does_not_depend_on_the_layout(size, layout):
     model = Net()
-    logits = predict(model, images(size), batch_size)
+    with layout:
+        logits = predict(model, images(size), layout)
     assert isinstance(logits, np.ndarray) and logits.shape == (size, 3) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, model.eval()(images(size)).data, rtol=1e-5, atol=1e-6)
 
@@ -47,12 +51,19 @@ def test_every_layer_gets_its_own_mode_back():
     assert model(images(2)).requires_grad
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_evaluate_is_a_mean_over_images_not_over_batches(size, batch_size, seed):
+def test_predict_gives_features_too():
+    model = Net().eval()
+    features = predict(model, images(5), Layout(micro_batch=2), forward=lambda x: model.fc1(x.reshape(len(x), 4)))
+    np.testing.assert_allclose(features, model.fc1(images(5).reshape(5, 4)).data, rtol=1e-5)
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1), layouts)
+def test_evaluate_is_a_mean_over_images_not_over_batches(size, batch_size, seed, layout):
     labels = generator(seed, "labels").integers(0, 3, size)
     model, x = Net(), images(size, seed)
     cuts = [slice(i, i + batch_size) for i in range(0, size, batch_size)]
-    loss, accuracy = evaluate(model, [Batch(x[c], labels[c], np.arange(size)[c]) for c in cuts])
+    with layout:
+        loss, accuracy = evaluate(model, [Batch(x[c], labels[c], np.arange(size)[c]) for c in cuts], layout)
     z = model.eval()(x).data.astype(np.float64)
     probability = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     assert loss == pytest.approx(-np.log(probability[np.arange(size), labels]).mean(), rel=1e-5)

@@ -15,6 +15,7 @@ from minivit.random import generator
 from minivit.training import (
     CheckpointError,
     Interrupted,
+    Layout,
     NonFiniteLoss,
     TrainConfig,
     evaluate,
@@ -58,10 +59,10 @@ def dataset(name, size):
 TRAIN, TEST = dataset("train", 10), dataset("test", 7)  # 3 batches of 4, 4 and 2 an epoch
 
 
-def run(folder, resume=False, overwrite=False, meta=None, **options):
+def run(folder, resume=False, overwrite=False, meta=None, layout=None, **options):
     """A fresh model, optimizer and loaders, as a new process would make them; then fit()."""
     options = {
-        "epochs": 3, "lr": 0.05, "warmup_epochs": 1, "label_smoothing": 0.1, "clip": 1.0, "micro_batch": 3, "ema": 0.9,
+        "epochs": 3, "lr": 0.05, "warmup_epochs": 1, "label_smoothing": 0.1, "clip": 1.0, "ema": 0.9,
         "log_steps": 1, "progress": False, **options,
     }  # fmt: skip
     model = Net().eval()  # as after an evaluation: fit must train in training mode
@@ -69,7 +70,8 @@ def run(folder, resume=False, overwrite=False, meta=None, **options):
     train = Loader(TRAIN, 4, seed=1, augment=[brighten])
     test = Loader(TEST.normalised_like(TRAIN), 4, shuffle=False)
     config = TrainConfig(folder, **options)
-    return fit(model, optimizer, train, test, config, resume=resume, overwrite=overwrite, meta=meta)
+    layout = layout or Layout(workers=2, micro_batch=2)
+    return fit(model, optimizer, train, test, config, resume, overwrite, meta, layout)
 
 
 def contents(folder):
@@ -125,15 +127,16 @@ def test_the_loop_is_a_loop(undisturbed):
     train = Loader(TRAIN, 4, seed=1, augment=[brighten])
     loss_fn = partial(ops.cross_entropy, label_smoothing=0.1)
     step, epochs = 0, []
-    for epoch in range(3):
-        results = []
-        for batch in train.epoch(epoch):
-            optimizer.lr = warmup_cosine(step, 9, 3, 0.05)
-            result = train_step(model, loss_fn, *batch, optimizer, 0, step, micro_batch=3, max_norm=1.0)
-            results.append((result, len(batch.labels)))
-            ema.update()
-            step += 1
-        epochs.append((sum(r.loss * n for r, n in results) / 10, sum(r.correct for r, _ in results) / 10))
+    with Layout(workers=2, micro_batch=2) as layout:
+        for epoch in range(3):
+            results = []
+            for batch in train.epoch(epoch):
+                optimizer.lr = warmup_cosine(step, 9, 3, 0.05)
+                result = train_step(model, loss_fn, batch, optimizer, 0, step, layout, max_norm=1.0)
+                results.append((result, len(batch.labels)))
+                ema.update()
+                step += 1
+            epochs.append((sum(r.loss * n for r, n in results) / 10, sum(r.correct for r, _ in results) / 10))
 
     _, log, arrays = undisturbed
     logged = [(line["train_loss"], line["train_accuracy"]) for line in log if line["event"] == "epoch"]
@@ -175,14 +178,14 @@ def test_interrupted_in_an_evaluation(tmp_path, monkeypatch, capfd, undisturbed,
     """Between two batches it is left, and done anew on resuming; after the last one it counts."""
     calls = iter(range(3))
 
-    def pressing(model, batches):
+    def pressing(model, batches, layout):
         def press(number, item):
             if call == 1 and number == batch:
                 press_ctrl_c()
             return item
 
         call = next(calls)
-        return evaluate(model, (press(number, item) for number, item in enumerate(batches)))
+        return evaluate(model, (press(number, item) for number, item in enumerate(batches)), layout)
 
     monkeypatch.setattr(loop, "evaluate", pressing)
     with pytest.raises(Interrupted, match="after 6 of 9 steps"):
@@ -240,7 +243,7 @@ def test_the_weights_that_were_evaluated_are_the_best_ones(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    result = run(tmp_path, epochs=20, ema=None, clip=None, micro_batch=None)
+    result = run(tmp_path, epochs=20, ema=None, clip=None)
     assert result.test_accuracy > 0.8 and result.test_loss < 0.5
     assert not load_checkpoint(tmp_path / "last.npz").ema
 
@@ -286,9 +289,9 @@ def test_the_description_suffices_to_predict(tmp_path):
 def test_a_nonfinite_loss_stops_and_saves_the_weights_before_it(tmp_path, monkeypatch, undisturbed):
     function = loop.train_step
 
-    def poisoned(model, loss_fn, images, labels, samples, optimizer, seed, step, **options):
-        images = images * np.float32("nan") if step == 4 else images
-        return function(model, loss_fn, images, labels, samples, optimizer, seed, step, **options)
+    def poisoned(model, loss_fn, batch, optimizer, seed, step, *rest, **options):
+        batch = batch._replace(images=batch.images * np.float32("nan")) if step == 4 else batch
+        return function(model, loss_fn, batch, optimizer, seed, step, *rest, **options)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     message = r"the loss is nan in step 4: .* the input images. .*nonfinite.npz"
@@ -324,7 +327,6 @@ def test_without_progress_nothing_is_printed(tmp_path, capfd):
 def test_the_settings_must_make_a_run():
     for options, message in [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": 2, "micro_batch": 0}, "micro_batch must be at least 1, got 0"),
         ({"epochs": 2, "warmup_epochs": 3}, r"warmup_epochs must lie in 0 … 2 \(epochs\), got 3"),
     ]:
         with pytest.raises(ValueError, match=message):

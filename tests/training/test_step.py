@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import ops
+from minivit.data import Batch
 from minivit.nn import Dropout, Linear, Module
 from minivit.optim import SGD
 from minivit.random import generator
-from minivit.training import NonFiniteLoss, train_step
-from minivit.training.step import count_correct, micro_batches
+from minivit.training import Layout, NonFiniteLoss, train_step
+from minivit.training.step import count_correct
 
 
 class Net(Module):
@@ -41,20 +42,21 @@ class Apply(Module):
 
 def batch(size=7, seed=0):
     rng = generator(seed, "batch")
-    return rng.normal(size=(size, 4)), rng.integers(0, 3, size), rng.permutation(1000)[:size]
+    return Batch(rng.normal(size=(size, 4)), rng.integers(0, 3, size), rng.permutation(1000)[:size])
 
 
-def step(model, data, lr=0.1, seed=0, number=0, loss_fn=ops.cross_entropy, **options):
+def step(model, data, lr=0.1, seed=0, number=0, loss_fn=ops.cross_entropy, layout=None, max_norm=None):
     optimizer = SGD(model.named_parameters(), lr=lr)
-    return train_step(model, loss_fn, *data, optimizer, seed, number, **options), optimizer
+    with layout or Layout() as inside:
+        return train_step(model, loss_fn, Batch(*data), optimizer, seed, number, inside, max_norm), optimizer
 
 
-@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5]))
-def test_any_cut_gives_the_same_step(size, micro_batch, seed, dropout):
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5]))
+def test_any_cut_gives_the_same_step(size, workers, micro_batch, seed, dropout):
     data = batch(size, seed)
     whole, cut = Net(dropout=dropout), Net(dropout=dropout)
     expected, _ = step(whole, data, seed=seed, number=3)
-    result, _ = step(cut, data, seed=seed, number=3, micro_batch=micro_batch)
+    result, _ = step(cut, data, seed=seed, number=3, layout=Layout(workers, micro_batch))
     assert result.loss == pytest.approx(expected.loss, rel=1e-12)
     assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-11)
     assert result.correct == expected.correct
@@ -79,12 +81,12 @@ def test_a_step_is_the_gradient_of_the_mean_loss():
 def test_gradients_of_earlier_steps_are_forgotten():
     data, model = batch(), Net()
     _, optimizer = step(model, data, lr=0.0)
-    again = [train_step(model, ops.cross_entropy, *data, optimizer, 0, i).grad_norm for i in range(2)]
+    again = [train_step(model, ops.cross_entropy, data, optimizer, 0, i).grad_norm for i in range(2)]
     assert again[0] == again[1]
 
 
 def test_dropout_is_keyed_by_seed_step_and_sample():
-    images, labels, samples = batch()
+    images, labels, samples, _ = batch()
     losses = {
         step(Net(dropout=0.5), (images, labels, drawn), seed=seed, number=number)[0].loss
         for seed, number, drawn in [(0, 0, samples), (1, 0, samples), (0, 1, samples), (0, 0, samples + 1)]
@@ -101,9 +103,9 @@ def test_clipping_bounds_the_change():
 
 
 def test_soft_targets():
-    images, labels, samples = batch()
-    hard, _ = step(Net(), (images, labels, samples), micro_batch=3)
-    soft, _ = step(Net(), (images, np.eye(3)[labels], samples), micro_batch=3)
+    images, labels, samples, _ = batch()
+    hard, _ = step(Net(), (images, labels, samples), layout=Layout(micro_batch=3))
+    soft, _ = step(Net(), (images, np.eye(3)[labels], samples), layout=Layout(micro_batch=3))
     assert soft == pytest.approx(hard)
 
 
@@ -119,11 +121,11 @@ class Overflow(Net):
 
 
 def infinite_images():
-    images, labels, samples = batch()
+    images, labels, samples, _ = batch()
     return images * [1, np.inf, 1, 1], labels, samples
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("layout", [Layout(), Layout(micro_batch=3), Layout(2, 2)], ids=str)
 @pytest.mark.parametrize(
     "model, options, first",
     [
@@ -134,15 +136,16 @@ def infinite_images():
         (Net(), {"loss_fn": lambda logits, labels: (0.0 * logits).log().mean()}, "the loss function"),
     ],
 )
-def test_the_first_nonfinite_value_of_a_forward_pass_is_named(model, options, first, micro_batch):
+def test_the_first_nonfinite_value_of_a_forward_pass_is_named(model, options, first, layout):
     message = rf"the loss is -?(nan|inf) in step 5: the first to be not finite is {first}$"
-    check_refused(model, message, micro_batch=micro_batch, **options)
+    check_refused(model, message, layout=layout, **options)
 
 
-def test_a_later_micro_batch_is_looked_at_too():
-    images, labels, samples = batch()
+@pytest.mark.parametrize("layout", [Layout(micro_batch=2), Layout(2, 2)], ids=str)
+def test_a_later_micro_batch_is_looked_at_too(layout):
+    images, labels, samples, _ = batch()
     images[6, 0] = np.nan
-    check_refused(Net(), "not finite is the input images$", (images, labels, samples), micro_batch=2)
+    check_refused(Net(), "not finite is the input images$", (images, labels, samples), layout=layout)
 
 
 def test_a_gradient_that_is_not_finite_is_named():
@@ -151,11 +154,11 @@ def test_a_gradient_that_is_not_finite_is_named():
     check_refused(model, r"the gradient's norm is nan in step 5, of a loss of [\d.]+; .* is the gradient of fc1.bias$")
 
 
-def check_refused(model, message, data=None, loss_fn=ops.cross_entropy, micro_batch=None):
+def check_refused(model, message, data=None, loss_fn=ops.cross_entropy, layout=None):
     optimizer = SGD(model.named_parameters(), lr=0.1)
     before = [p.data.copy() for p in model.parameters()]
-    with pytest.raises(NonFiniteLoss, match=message) as caught:
-        train_step(model, loss_fn, *(data or batch()), optimizer, 0, 5, micro_batch=micro_batch)
+    with pytest.raises(NonFiniteLoss, match=message) as caught, layout or Layout() as inside:
+        train_step(model, loss_fn, Batch(*(data or batch())), optimizer, 0, 5, inside)
     assert caught.value.first in str(caught.value)
     assert optimizer.steps == 0
     for p, old in zip(model.parameters(), before):
@@ -163,21 +166,11 @@ def check_refused(model, message, data=None, loss_fn=ops.cross_entropy, micro_ba
 
 
 def test_bad_batches_get_a_sentence():
-    images, labels, samples = batch()
+    images, labels, samples, _ = batch()
     with pytest.raises(ValueError, match="of one length, got 7, 6 and 7"):
         step(Net(), (images, labels[:6], samples))
     with pytest.raises(ValueError, match="at least one image"):
         step(Net(), (images[:0], labels[:0], samples[:0]))
-    with pytest.raises(ValueError, match="got 7 in pieces of 0"):
-        step(Net(), (images, labels, samples), micro_batch=0)
-
-
-@given(st.integers(1, 50), st.one_of(st.none(), st.integers(1, 60)))
-def test_micro_batches_cover_the_batch_once(size, largest):
-    pieces = micro_batches(size, largest)
-    assert [i for piece in pieces for i in range(size)[piece]] == list(range(size))
-    assert all(0 < piece.stop - piece.start <= (largest or size) for piece in pieces)
-    assert len(pieces) == -(-size // (largest or size))
 
 
 def test_count_correct():

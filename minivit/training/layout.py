@@ -1,0 +1,167 @@
+"""How a batch is cut: over processes, over threads, and into pieces that go through the network at a time.
+
+    the batch ── ranks ──▶ processes, on one machine or many, each with its own copy of the model
+              ── workers ─▶ threads that share the process's model, each with its own graph and its own gradient
+              ── micro-batches ──▶ pieces whose activations fit in the cache
+
+NumPy lets go of Python's lock while it computes, so threads run side by side, and the BLAS library is held at one
+thread meanwhile: two products at a time, one core each, waste less than one product on two cores, which has to be cut,
+started and waited for hundreds of times a step. Small pieces keep what backward reads close, and divide the memory that
+it needs.
+
+Nothing here is left to chance: worker w takes the pieces w, w + W, w + 2W, …, and results come back in the order of the
+pieces, so a layout gives the same bits from run to run.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minivit.autograd import Tensor
+from minivit.backend import Array
+from minivit.nn import Module, evaluating, observe
+from minivit.training.ranks import Ranks
+
+Result = TypeVar("Result")
+
+PIECE_BYTES = 5 * 2**19  # of the largest activation of a micro-batch: larger leaves the cache, smaller is all overhead
+
+
+class Layout:
+    """The cut of a batch over ``ranks``, ``workers`` and micro-batches of at most ``micro_batch`` images.
+
+    ``workers``: threads of this process; ``micro_batch``: None takes a worker's share in one piece; ``ranks``: see
+    ``minivit.training.ranks``, by default this process is alone. Use it in a ``with`` statement: inside there are
+    threads, and BLAS is held at one each; afterwards, whatever happened, BLAS has its own threads again. (A single
+    worker leaves BLAS its threads, and needs no ``with``.)
+
+    Raises ValueError for less than one worker or image.
+
+    >>> with Layout(workers=2, micro_batch=2) as layout:
+    ...     layout.map(lambda worker, piece: (worker, piece.start, piece.stop), 7)
+    [(0, 0, 1), (1, 1, 3), (0, 3, 5), (1, 5, 7)]
+    """
+
+    def __init__(self, workers: int = 1, micro_batch: int | None = None, ranks: Ranks | None = None):
+        for name, value in (("workers", workers), ("micro_batch", 1 if micro_batch is None else micro_batch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.workers = workers
+        self.micro_batch = micro_batch
+        self.ranks = ranks or Ranks()
+        self._threads: ThreadPoolExecutor | None = None
+        self._inside = ExitStack()
+
+    def __repr__(self) -> str:
+        size = self.micro_batch or "all"
+        return f"Layout(ranks={self.ranks.size}, workers={self.workers}, micro_batch={size})"
+
+    def __enter__(self) -> "Layout":
+        if self.workers > 1:
+            self._inside.enter_context(threadpool_limits(1, "blas"))
+            self._threads = self._inside.enter_context(ThreadPoolExecutor(self.workers, "worker"))
+        elif self.ranks.neighbours > 1:
+            share = max(1, available_cores() // self.ranks.neighbours)
+            self._inside.enter_context(threadpool_limits(share, "blas"))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._threads = None
+        self._inside.close()
+
+    def pieces(self, size: int) -> list[slice]:
+        """The micro-batches of ``size`` images of this process, nearly equal: as few as are a multiple of the workers.
+
+        >>> Layout(micro_batch=4).pieces(9)
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 9, None)]
+        """
+        largest = min(self.micro_batch or size, size)
+        count = -(-size // largest) if size else 0
+        count = min(size, -(-count // self.workers) * self.workers)
+        return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+    def map(self, function: Callable[[int, slice], Result], size: int) -> list[Result]:
+        """``function(worker, piece)`` of every piece of ``size`` images, in order; those of one worker one by one.
+
+        An exception is raised here, when no thread is at work any more: the one of the first worker that had any.
+        """
+        pieces = self.pieces(size)
+
+        def work(worker: int) -> list[Result]:
+            return [function(worker, piece) for piece in pieces[worker :: self.workers]]
+
+        if self.workers == 1:
+            return work(0)
+        if self._threads is None:
+            raise RuntimeError("a Layout of several workers has its threads inside a with statement only")
+        futures = [self._threads.submit(work, worker) for worker in range(self.workers)]
+        wait(futures)
+        done = [future.result() for future in futures]
+        return [done[i % self.workers][i // self.workers] for i in range(len(pieces))]
+
+
+def choose_layout(
+    model: Module,
+    images: Array,
+    batch_size: int,
+    workers: int | None = None,
+    micro_batch: int | None = None,
+    ranks: Ranks | None = None,
+) -> Layout:
+    """A layout for batches of ``batch_size`` like ``images`` (at least one is needed), where none was asked for.
+
+    A worker for every core that this process has for itself, and micro-batches whose largest activation is about
+    2.5 MB, which one image is sent through the network to find out. On a GPU a batch is one piece.
+
+    >>> from minivit.models import create_model
+    >>> choose_layout(create_model("vit_nano_patch7_28"), np.zeros((1, 1, 28, 28), np.float32), 64, workers=1)
+    Layout(ranks=1, workers=1, micro_batch=64)
+    """
+    ranks = ranks or Ranks()
+    share = -(-batch_size // ranks.size)
+    if not isinstance(images, np.ndarray):
+        return Layout(workers or 1, micro_batch, ranks)
+    workers = workers or max(1, min(available_cores() // ranks.neighbours, share))
+    fits = max(1, PIECE_BYTES // largest_activation(model, images[:1]))
+    return Layout(workers, micro_batch or min(fits, -(-share // workers)), ranks)
+
+
+def largest_activation(model: Module, images: Array) -> int:
+    """The size in bytes of the largest output of any layer, when ``images`` go through the network."""
+    sizes = [images.nbytes]
+
+    def look(module: Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.data.nbytes)
+
+    with evaluating(model), observe(look):
+        model(images)
+    return max(sizes)
+
+
+def available_cores() -> int:
+    """How many cores this process may use: what the machine has, less what affinity and a container's quota take away.
+
+    >>> available_cores() >= 1
+    True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (_cgroup("cpu.max"), _cgroup("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        if quota > 0:
+            cores = min(cores, max(1, quota // period))
+    return cores
+
+
+def _cgroup(*names: str, root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """Microseconds of computing time that this process's group has in each period; (0, 1) where there is no limit."""
+    try:
+        quota, period = (int(word) for name in names for word in (root / name).read_text().split())
+    except (OSError, ValueError):  # no such file, or "max 100000"
+        return 0, 1
+    return quota, period

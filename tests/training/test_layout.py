@@ -1,0 +1,164 @@
+"""The cut: it covers the batch, it gives the same training whatever it is, and it leaves the threads as they were."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from minivit import Tensor
+from minivit.models import create_model
+from minivit.nn import Linear
+from minivit.training import Layout, available_cores, choose_layout
+from minivit.training.layout import _cgroup, largest_activation
+from tests.training.short_run import CUTS, distance, train
+
+layouts = st.builds(Layout, workers=st.integers(1, 4), micro_batch=st.none() | st.integers(1, 60))
+
+
+@given(st.integers(0, 50), layouts)
+def test_pieces_cover_the_batch_once_and_nearly_equally(size, layout):
+    pieces = layout.pieces(size)
+    assert [i for piece in pieces for i in range(size)[piece]] == list(range(size))
+    sizes = {piece.stop - piece.start for piece in pieces}
+    assert not sizes or (0 < min(sizes) and max(sizes) <= min(sizes) + 1 and max(sizes) <= (layout.micro_batch or size))
+    assert len(pieces) == size or len(pieces) % layout.workers == 0
+
+
+@given(st.integers(0, 20), layouts)
+def test_results_come_in_the_order_of_the_pieces_and_workers_take_turns(size, layout):
+    with layout:
+        results = layout.map(lambda worker, piece: (worker, piece, threading.get_ident()), size)
+    assert [piece for _, piece, _ in results] == layout.pieces(size)
+    assert [worker for worker, _, _ in results] == [i % layout.workers for i in range(len(results))]
+
+
+def test_workers_run_at_the_same_time():
+    barrier = threading.Barrier(3, timeout=20)
+    with Layout(workers=3) as layout:
+        assert sorted(layout.map(lambda worker, piece: barrier.wait(), 3)) == [0, 1, 2]
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.sampled_from(CUTS), st.integers(0, 2**32 - 1))
+def test_the_layout_does_not_change_the_training(cut, seed):
+    """Twenty steps with augmentation, dropout, drop-path and uneven last batches, against one piece in one thread."""
+    assert distance(train(Layout(*cut), seed), train(Layout(), seed)) < 1e-5
+
+
+def test_the_distance_sees_a_different_training():
+    assert distance(train(Layout(), seed=0, steps=2), train(Layout(), seed=1, steps=2)) > 1e-2
+    assert distance(train(Layout(), seed=0, steps=2), train(Layout(), seed=0, steps=3)) > 1e-4
+
+
+@pytest.mark.parametrize("cut", [(2, 4), (3, 2)])
+def test_a_layout_gives_the_same_bits_each_time(cut):
+    first, second = (train(Layout(*cut), seed=0, steps=5) for _ in range(2))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_an_exception_of_a_worker_arrives_when_all_have_ended():
+    started, ended = [], []
+
+    def work(worker, piece):
+        started.append(worker)
+        if worker == 0:
+            raise KeyError("the first")
+        threading.Event().wait(0.05)
+        ended.append(worker)
+
+    with Layout(workers=3) as layout, pytest.raises(KeyError, match="the first"):
+        layout.map(work, 3)
+    assert sorted(started) == [0, 1, 2] and sorted(ended) == [1, 2]
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_blas_is_held_at_one_thread_and_let_go():
+    before, inside = blas_threads(), []
+    with pytest.raises(KeyError), Layout(workers=2) as layout:
+        inside = layout.map(lambda worker, piece: blas_threads(), 2)
+        raise KeyError
+    assert inside == [[1] * len(before)] * 2 and blas_threads() == before
+
+
+def test_blas_threads_come_back_where_there_are_several():
+    program = (
+        "import numpy; from tests.training.test_layout import blas_threads, Layout\n"
+        "def work(worker, piece): raise KeyError\n"
+        "before = blas_threads()\n"
+        "with Layout(1): alone = blas_threads()\n"
+        "try:\n"
+        "    with Layout(2) as layout: layout.map(work, 2)\n"
+        "except KeyError: pass\n"
+        "import json; print(json.dumps([before, alone, blas_threads()]))"
+    )
+    env = {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=root)
+    before, alone, after = json.loads(result.stdout)
+    assert before == alone == after
+
+
+def test_several_workers_need_a_with_statement():
+    layout = Layout(workers=2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="inside a with statement only"):
+            layout.map(lambda worker, piece: None, 2)
+        with layout:
+            pass
+
+
+def test_a_layout_of_nothing_gets_a_sentence():
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Layout(workers=0)
+    with pytest.raises(ValueError, match="micro_batch must be at least 1, got -3"):
+        Layout(micro_batch=-3)
+
+
+def test_largest_activation_is_the_hidden_layer_of_the_mlp():
+    model = create_model("vit_nano_patch7_28")
+    images = np.zeros((2, 1, 28, 28), np.float32)
+    assert largest_activation(model, images) == 2 * 17 * model.blocks[0].mlp.fc1.weight.shape[0] * 4
+    assert model.training and model(images).requires_grad
+
+
+def test_a_layout_is_chosen_by_cores_batch_and_model(monkeypatch):
+    class Wide(Linear):
+        def forward(self, x):
+            return Tensor(np.zeros((len(x), 2**19), np.float32))  # 2 MB an image
+
+    monkeypatch.setattr("minivit.training.layout.available_cores", lambda: 4)
+    small, wide, images = Linear(2, 2), Wide(2, 2), np.zeros((1, 2), np.float32)
+    for chosen, workers, micro_batch in [
+        (choose_layout(small, images, 100), 4, 25),
+        (choose_layout(small, images, 3), 3, 1),
+        (choose_layout(small, images, 100, workers=1), 1, 100),
+        (choose_layout(small, images, 100, micro_batch=7), 4, 7),
+        (choose_layout(wide, images, 100), 4, 1),
+    ]:
+        assert (chosen.workers, chosen.micro_batch) == (workers, micro_batch)
+
+
+def test_a_container_limits_the_cores(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup("cpu.max", root=tmp_path) == (150000, 100000)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup("cpu.max", root=tmp_path) == (0, 1)
+    assert _cgroup("quota", "period", root=tmp_path) == (0, 1)
+    (tmp_path / "quota").write_text("-1\n")
+    (tmp_path / "period").write_text("100000\n")
+    assert _cgroup("quota", "period", root=tmp_path) == (-1, 100000)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
+    for limits, cores in [((0, 1), 8), ((-1, 100000), 8), ((250000, 100000), 2), ((50000, 100000), 1)]:
+        monkeypatch.setattr("minivit.training.layout._cgroup", lambda *names, limits=limits: limits)
+        assert available_cores() == cores

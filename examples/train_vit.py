@@ -97,12 +97,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    args = parse(arguments)
+def main(arguments: list[str] | None = None) -> None:
     reuse_freed_memory()
     ranks = connect()
-    with ranks.together(agreed=(Interrupted, NonFiniteLoss)):
-        return train(args, ranks)
+    with ranks.together():
+        try:
+            print(json.dumps(train(parse(arguments), ranks)))
+        except Interrupted as stopped:
+            sys.exit(f"{stopped}")
+        except NonFiniteLoss as error:
+            sys.exit(f"train_vit: {error}")
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> dict:
@@ -199,10 +203,8 @@ def first_of_each_class(labels: list[int], count: int) -> list[int]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(main()))
-    except Interrupted as stopped:
-        sys.exit(f"{stopped}")
+        main()
     except KeyboardInterrupt:
         sys.exit("train_vit: stopped at once; what was saved before is as it was")
-    except (CheckpointError, NonFiniteLoss, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"train_vit: {error}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -59,4 +60,4 @@ class Interrupt:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
         with suppress(OSError):  # not print(): a handler may run in the middle of another print()
-            os.write(2, b"\nFinishing this step, then saving. Once more stops at once.\n")
+            os.write(sys.stderr.fileno(), b"\nFinishing this step, then saving. Once more stops at once.\n")

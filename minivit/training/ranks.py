@@ -63,7 +63,7 @@ class Ranks:
     def together(self, agreed: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
         """Inside, rank 0 alone prints, and an exception in one rank ends them all, instead of leaving them waiting.
 
-        Exceptions of the types ``agreed`` pass: those that all ranks raise in the same moment.
+        Exceptions of the types ``agreed`` pass, and so does ``sys.exit``: they come in all ranks in the same moment.
         """
         yield
 
@@ -116,14 +116,17 @@ class MPIRanks(Ranks):
                     silence.enter_context(redirect_stdout(nowhere))
                     silence.enter_context(redirect_stderr(nowhere))
                 yield
-        except (SystemExit, *agreed):
+        except agreed:
             raise
+        except SystemExit as end:
+            raise SystemExit(bool(end.code) if self.rank else end.code) from None
         except BaseException as error:
             if self.rank:
                 time.sleep(1)  # what ails all ranks is told by rank 0, which ends them
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             print(f"rank {self.rank} of {self.size} failed, and ends all: {reason}", file=speak, flush=True)
             self._world.Abort(1)
+            raise
 
     def _on_gpu(self, array: Array) -> tuple[Any, tuple[int, int, int]]:
         """NCCL, joined by all ranks at the first call, and what it wants to know of an array: address, size, type."""

@@ -9,15 +9,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.training.test_ranks import MPIEXEC
+
 ROOT = Path(__file__).parents[2]
 
 
-def start(script, *arguments, cwd):
-    """``python examples/<script> <arguments>`` in the folder ``cwd``, as on a machine without a display."""
+def start(script, *arguments, cwd, ranks=None):
+    """``python examples/<script> <arguments>`` in the folder ``cwd``, as on a machine without a display.
+
+    With ``ranks`` it is ``mpiexec`` that starts so many of them.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "DISPLAY")}
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # on a busy machine, two threads wait for one another
+    launcher = [MPIEXEC, "-n", str(ranks)] if ranks else []
     return subprocess.Popen(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        [*launcher, sys.executable, ROOT / "examples" / script, *map(str, arguments)],
         cwd=cwd,
         env=environment | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -17,6 +17,7 @@ from minivit.training import load_checkpoint, read_log
 from tests.data.test_folder import write_tree
 from tests.data.test_idx import write_set
 from tests.examples import ROOT, check_picture, fails, run, start, succeeds
+from tests.training.test_ranks import under_mpi
 
 PICTURES = ["attention.png", "curves.png", "positions.png", "predictions.png"]
 
@@ -30,9 +31,9 @@ def test_the_last_line_has_the_figures_of_the_run(trained):
     figures, model = json.loads(trained[1].splitlines()[-1]), RECIPES["shapes"].model
     expected = {
         "example": "train_vit", "dataset": "shapes", "model": model, "seed": 0, "epochs": 1, "train_images": 200,
-        "run_dir": str(Path("runs", f"shapes-{model}-0")),
+        "ranks": 1, "run_dir": str(Path("runs", f"shapes-{model}-0")),
     }  # fmt: skip
-    measured = {"test_accuracy", "test_loss", "seconds", "images_per_second"}
+    measured = {"test_accuracy", "test_loss", "seconds", "images_per_second", "workers", "micro_batch"}
     assert figures.keys() == expected.keys() | measured
     assert {name: figures[name] for name in expected} == expected
     assert 0 < figures["test_accuracy"] < 1 and all(figures[name] > 0 for name in measured)
@@ -52,9 +53,10 @@ def test_it_leaves_a_log_two_checkpoints_and_four_pictures_and_nothing_else(trai
 
 
 def test_people_see_what_is_trained_and_a_line_for_each_epoch(trained):
-    data, model, folder, epoch, pictures, _ = trained[1].splitlines()
+    data, model, layout, folder, epoch, pictures, _ = trained[1].splitlines()
     assert data == "Dataset('shapes', 200 images of 3×16×16, 10 classes)"
     assert re.fullmatch(r"vit_\w+: [\d,]+ parameters, on cpu", model)
+    assert re.fullmatch(r"Layout\(ranks=1, workers=\d+, micro_batch=\d+\)", layout)
     assert epoch.startswith("epoch 1/1  train loss ")
     assert pictures == f"pictures in {folder}: curves, predictions, attention, positions"
 
@@ -96,6 +98,26 @@ def test_a_run_stopped_by_ctrl_c_is_resumed_to_its_end(tmp_path):
     assert [line["epoch"] for line in read_log(folder / "log.jsonl")] == list(range(1, 31))
     for name in PICTURES:
         check_picture(folder / name)
+
+
+@under_mpi
+def test_two_ranks_under_mpiexec(tmp_path):
+    """Everything is said once, by rank 0, and Ctrl-C, which mpiexec passes on, ends both."""
+    write_set(tmp_path / "data" / "mnist")
+    arguments = ("--dataset", "mnist", "--epochs", 40, "--batch-size", 10)
+    with start("train_vit.py", *arguments, cwd=tmp_path, ranks=2) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 1/40"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate()
+    assert len(re.findall("interrupted by SIGINT after", err)) == 1 and "Traceback" not in err
+    with start("train_vit.py", *arguments, "--resume", cwd=tmp_path, ranks=2) as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["ranks"] == 2 and out.count("pictures in") == out.count("epoch 40/40") == 1
+    assert len(read_log(tmp_path / figures["run_dir"] / "log.jsonl")) == 40
 
 
 def test_options_and_your_own_images(tmp_path):

@@ -26,10 +26,11 @@ from tqdm import trange
 
 from minivit import no_grad, ops
 from minivit.backend import reuse_freed_memory
+from minivit.data import Batch
 from minivit.models import VisionTransformer, create_model, list_models
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
-from minivit.training import train_step
+from minivit.training import Layout, train_step
 
 BATCHES = {"vit_tiny_patch16_224": 64, "vit_cifar_patch4_32": 128}
 QUICK = {"vit_nano_patch7_28": 4}
@@ -42,15 +43,12 @@ class MinivitStep:
 
     def __init__(self, model: VisionTransformer, micro_batch: int):
         self.model = model
-        self.micro_batch = micro_batch
+        self.layout = Layout(micro_batch=micro_batch)
         self.optimizer = AdamW(weight_decay_groups(model, weight_decay=0.05), lr=1e-3)
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        samples = np.arange(len(images))
-        model, optimizer = self.model, self.optimizer
-        train_step(
-            model, ops.cross_entropy, images, labels, samples, optimizer, seed=0, step=0, micro_batch=self.micro_batch
-        )
+        batch = Batch(images, labels, np.arange(len(images)))
+        train_step(self.model, ops.cross_entropy, batch, self.optimizer, seed=0, step=0, layout=self.layout)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         with no_grad():

@@ -80,7 +80,7 @@ def save_checkpoint(
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
     except OSError as error:
-        kept = "; the previous checkpoint is unchanged" if path.exists() else ""
+        kept = "; the previous checkpoint is unchanged" if path.is_file() else ""
         raise CheckpointError(f"the checkpoint {path} cannot be written: {error.strerror or error}{kept}") from error
 
 
@@ -100,11 +100,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         arrays = _read(path)
     except Exception as error:  # there is no end to what zipfile and NumPy raise for bytes that changed
-        raise CheckpointError(f"{path} is cut off or damaged ({error}): use another checkpoint") from error
+        raise CheckpointError(
+            f"{path} is cut off or damaged ({error}): put back a copy of it, or begin anew"
+        ) from error
     if not {"meta", "sha256"} <= arrays.keys():
         raise CheckpointError(f"{path} is not a checkpoint of minivit: it has no description and no checksum")
     if arrays.pop("sha256").tobytes() != _digest(arrays):
-        raise CheckpointError(f"{path} is damaged (its contents do not fit their checksum): use another checkpoint")
+        raise CheckpointError(
+            f"{path} is damaged (its contents do not fit their checksum): put back a copy of it, or begin anew"
+        )
     meta = json.loads(arrays.pop("meta").tobytes())
     if meta["format"] > FORMAT:
         raise CheckpointError(

@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     >>> path.read_text()
     'whole'
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -37,3 +37,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, and the half of one that a killed process left under the temporary name; either may be missing.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> _ = path.write_text("old")
+    >>> remove(path)
+    >>> path.exists()
+    False
+    """
+    path.unlink(missing_ok=True)
+    _temporary(path).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

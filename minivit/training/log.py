@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from minivit.training.files import replacing
 
 
 def append_log(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Add one line to the log; NaN and infinities, which JSON lacks, become null.
+    """Add one line to the log, and have it on the disk; NaN and infinities, which JSON lacks, become null.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
@@ -24,6 +25,8 @@ def append_log(path: str | Path, record: Mapping[str, Any]) -> None:
     }
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(finite) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint counts the lines: after a power cut they must be there
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

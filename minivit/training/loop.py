@@ -29,6 +29,7 @@ from minivit.ops import cross_entropy
 from minivit.optim import EMA, Optimizer, warmup_cosine
 from minivit.training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from minivit.training.evaluation import evaluate
+from minivit.training.files import remove
 from minivit.training.interrupt import Interrupt, Interrupted
 from minivit.training.layout import Layout, choose_layout
 from minivit.training.log import append_log, cut_log
@@ -236,9 +237,11 @@ class _Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("last.npz", "best.npz", "nonfinite.npz", "log.jsonl"):
-                (self.folder / name).unlink(missing_ok=True)
+                remove(self.folder / name)
+            self.log.touch()  # a folder that takes no files is noticed now, and not after the first epoch
         except OSError as error:
-            raise CheckpointError(f"{self.folder} cannot hold a run: {error.strerror or error}") from error
+            reason = f"{error.strerror} ({error.filename})" if error.filename else error
+            raise CheckpointError(f"{self.folder} cannot hold a run: {reason}; give another run_dir") from error
 
     def resume(self) -> None:
         checkpoint = load_checkpoint(self.folder / "last.npz")
@@ -251,7 +254,10 @@ class _Run:
             )
         restore(checkpoint, self.model, self.optimizer, self.ema)
         self.progress = Progress(**checkpoint.meta["progress"])
-        cut_log(self.log, self.progress.log_lines)
+        try:
+            cut_log(self.log, self.progress.log_lines)
+        except OSError as error:
+            raise self.stopped(f"{self.log} cannot be written: {error.strerror or error}") from error
 
     def save(self, name: str) -> None:
         if self.ranks.rank:
@@ -260,9 +266,17 @@ class _Run:
         self.progress.seconds = self.saved - self.started
         meta = self.meta | {"progress": asdict(self.progress)}
         whole = name != "best.npz"  # for predictions the weights are enough
-        save_checkpoint(
-            self.folder / name, self.model, self.optimizer if whole else None, self.ema if whole else None, meta
-        )
+        optimizer, ema = (self.optimizer, self.ema) if whole else (None, None)
+        try:
+            save_checkpoint(self.folder / name, self.model, optimizer, ema, meta)
+        except CheckpointError as error:
+            raise self.stopped(error) from error
+
+    def stopped(self, reason: object) -> CheckpointError:
+        """The sentence for a file that cannot be written, with the way out."""
+        last = self.folder / "last.npz"
+        way_out = f"{self.config.resume_hint} goes on from {last}" if last.is_file() else "begin the run anew"
+        return CheckpointError(f"{reason}. Once this is put right, {way_out}")
 
     # --- an epoch -------------------------------------------------------------------------------------------------
 
@@ -366,7 +380,7 @@ class _Run:
             if self.ranks.rank == 0:
                 append_log(self.log, line)
         except OSError as error:
-            raise CheckpointError(f"{self.log} cannot be written: {error.strerror or error}") from error
+            raise self.stopped(f"{self.log} cannot be written: {error.strerror or error}") from error
         self.progress.log_lines += 1
 
     def result(self) -> FitResult:

@@ -218,6 +218,16 @@ def test_a_folder_that_cannot_be_gets_a_sentence(tmp_path):
         save_checkpoint(tmp_path / "file" / "last.npz", Linear(1, 1))
 
 
+def test_a_folder_of_that_name_gets_a_sentence(path):
+    """Which does not speak of a previous checkpoint."""
+    path.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"last.npz cannot be written: [^;]*$"):
+        save_checkpoint(path, Linear(1, 1))
+    with pytest.raises(CheckpointError, match=r"last.npz cannot be read: "):
+        load_checkpoint(path)
+    assert [p.name for p in path.parent.iterdir()] == ["last.npz"]
+
+
 def test_the_bytes_are_on_the_disk_before_the_name_changes(tmp_path, monkeypatch):
     """And the folder, which holds the name, after it: in this order a power cut leaves the old file or the new."""
     calls = []

@@ -35,22 +35,27 @@ from tests.strategies import CASES, Case
 EXAMPLES = 40  # cases for each op
 
 EQUIVALENT = {  # reason: (function, line before, line after)
-    "q, k, v and a have four axes: axis 2 is axis -2": [
+    "k, v, a and ds have four axes: axis 2 is axis -2": [
         ("_attend", "a = q @ k.swapaxes(-1, -2)", "a = q @ k.swapaxes(-1, 2)"),
-        ("_attend", "dv = a.swapaxes(-1, -2) @ do", "dv = a.swapaxes(-1, 2) @ do"),
         ("_attend", "ds = do @ v.swapaxes(-1, -2)", "ds = do @ v.swapaxes(-1, 2)"),
-        ("_attend", "return (ds @ k, ds.swapaxes(-1, -2) @ q, dv)", "return (ds @ k, ds.swapaxes(-1, 2) @ q, dv)"),
+        ("_attend", "xp.matmul(ds.swapaxes(-1, -2), q, out=dk)", "xp.matmul(ds.swapaxes(-1, 2), q, out=dk)"),
+        ("_attend", "xp.matmul(a.swapaxes(-1, -2), do, out=dv)", "xp.matmul(a.swapaxes(-1, 2), do, out=dv)"),
+    ],
+    "k and v are of one shape": [
+        ("scaled_dot_product_attention", "cotangents = tuple((xp.empty(x.shape, x.dtype) for x in (q, k, v)))",
+         "cotangents = tuple((xp.empty(x.shape, x.dtype) for x in (q, v, k)))"),
     ],
     "y has two axes here: axis 1 is axis -1": [
         ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
          "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
     ],
     "all arrays are of one module": [("concatenate", "xp = array_module(arrays[0])", "xp = array_module(arrays[-1])")],
-    "copysign follows": [("_gelu_exact", "xp.subtract(0.5, tail, out=slope)", "xp.subtract(tail, 0.5, out=slope)")],
+    "Φ(0) is a half, from either side": [("_gelu_exact", "tail -= x > 0", "tail -= x >= 0")],
     "a range serves as well as a tuple": [("_axes", "return tuple(range(ndim))", "return range(ndim)")],
     "as exact, only slower or larger in memory": [
         ("_gelu_exact", "coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32",
          "coefficients = _TAIL_FLOAT64"),
+        ("_gelu_exact", "tail = xp.multiply(t, coefficients[-1], out=y)", "tail = xp.multiply(t, coefficients[-1])"),
         ("gelu", "slope = xp.empty(x.size, x.dtype) if recording() else None", "slope = xp.empty(x.size, x.dtype)"),
     ],
 }  # fmt: skip
@@ -61,7 +66,7 @@ OPERATORS = {
     ast.Gt: [ast.GtE, ast.Lt], ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
 }  # fmt: skip
 METHODS = {"sum": "mean", "mean": "sum", "max": "min", "maximum": "minimum", "subtract": "add", "zeros": "ones"}
-SYMMETRIC = {"swapaxes", "maximum"}  # their arguments may be exchanged
+SYMMETRIC = {"swapaxes", "maximum", "multiply"}  # their arguments may be exchanged
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,20 @@ def ties_share(amax: Callable, case: Case) -> None:
         gradcheck(lambda x: amax(ops.concatenate(x, x - lowered, axis=int(reduced[0])), **case.options), x)
 
 
+def nothing_unwanted_is_computed_or_kept(op: Callable, case: Case) -> None:
+    """A factor's cotangent needs the other factor only: alone, it is the same; its own factor dies."""
+    for i, x in enumerate(case.args):
+        if not is_float(x):
+            continue
+        y = op(*(Tensor(a, requires_grad=j == i) if is_float(a) else a for j, a in enumerate(case.args)))
+        dy, pullback = cotangent(y.data), y.node.pullback
+        cotangents, complete = pullback(dy), op.raw(*case.args)[1](dy)
+        np.testing.assert_array_equal(cotangents[i], complete[i])
+        assert all(cotangents[j] is None for j in (0, 1) if j != i)
+        assert not any(np.may_share_memory(x, array) for array in kept(pullback))
+
+
+PRODUCTS = {"linear", "matmul"}
 WITH_SOFTMAX = {"cross_entropy", "log_softmax", "scaled_dot_product_attention", "self_attention", "softmax"}
 
 
@@ -83,6 +97,8 @@ def check(op: Callable, case: Case) -> float:
     nothing_is_written_to(op, case)
     if op.__name__ in WITH_SOFTMAX:
         large_numbers_do_not_overflow(op, case)
+    if op.__name__ in PRODUCTS:
+        nothing_unwanted_is_computed_or_kept(op, case)
     if op.__name__ == "amax":
         ties_share(op, case)
     return error

@@ -12,11 +12,14 @@ Backwards, with the products of ``ops/linear.py`` and the softmax of ``ops/activ
     dQ = scale · dS K
     dK = scale · dSᵀ Q
 
-Kept for the way back: Q, K, V, A and O. The same attention in small ops, with A as a Tensor of the graph, is
-``softmax(matmul(q, k.transpose(...)) * scale)``: see ``nn/attention.py``.
+Kept for the way back: Q, K, V, A and O. The products read and write views of packed arrays, which BLAS takes as they
+are if each row of a matrix is contiguous, and row sums are products too: of A, which is large, few passes are made. The
+same attention in small ops, with A as a Tensor of the graph, is ``softmax(matmul(q, k.transpose(...)) * scale)``: see
+``nn/attention.py``.
 """
 
 import math
+from collections.abc import Callable
 
 from minivit.autograd import op
 from minivit.backend import Array, array_module
@@ -36,7 +39,16 @@ def scaled_dot_product_attention(q, k, v, scale=None):
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.shape[3] == k.shape[3]
     if not fits:
         raise ValueError(f"attention needs q (B, H, N, d), k and v (B, H, M, d), got {q.shape}, {k.shape}, {v.shape}")
-    return _attend(q, k, v, scale)
+    xp = array_module(q)
+    out = xp.empty(q.shape, q.dtype)
+    attend_pullback = _attend(q, k, v, scale, out)
+
+    def pullback(dout):
+        cotangents = tuple(xp.empty(x.shape, x.dtype) for x in (q, k, v))
+        attend_pullback(dout, *cotangents)
+        return cotangents
+
+    return out, pullback
 
 
 @op
@@ -56,34 +68,40 @@ def self_attention(qkv, num_heads, scale=None):
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     packed = (batch, tokens, 3, num_heads, width // num_heads)
     q, k, v = qkv.reshape(packed).transpose(2, 0, 3, 1, 4)  # three (B, H, N, d)
-    out, attend_pullback = _attend(q, k, v, scale)
+    out = xp.empty((batch, tokens, num_heads, width // num_heads), qkv.dtype)
+    attend_pullback = _attend(q, k, v, scale, out.transpose(0, 2, 1, 3))
 
     def pullback(dy):
-        dout = dy.reshape(batch, tokens, num_heads, -1).transpose(0, 2, 1, 3)
         dqkv = xp.empty(packed, dy.dtype)
-        for dest, cotangent in zip(dqkv.transpose(2, 0, 3, 1, 4), attend_pullback(dout)):
-            dest[...] = cotangent
+        attend_pullback(dy.reshape(out.shape).transpose(0, 2, 1, 3), *dqkv.transpose(2, 0, 3, 1, 4))
         return dqkv.reshape(batch, tokens, 3 * width)
 
-    return out.transpose(0, 2, 1, 3).reshape(batch, tokens, width), pullback
+    return out.reshape(batch, tokens, width), pullback
 
 
-def _attend(q: Array, k: Array, v: Array, scale: float | None) -> tuple:
+def _attend(q: Array, k: Array, v: Array, scale: float | None, o: Array) -> Callable:
+    """Write O to ``o``; the pullback takes dO, and writes dQ, dK and dV to three arrays like Q, K and V."""
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     a = q @ k.swapaxes(-1, -2)
     a *= scale
     a -= a.max(-1, keepdims=True)
     xp.exp(a, out=a)
-    a /= a.sum(-1, keepdims=True)
-    o = a @ v
+    a /= _row_sums(a)
+    xp.matmul(a, v, out=o)
 
-    def pullback(do):
-        dv = a.swapaxes(-1, -2) @ do
+    def pullback(do, dq, dk, dv):
         ds = do @ v.swapaxes(-1, -2)
-        ds -= (do * o).sum(-1, keepdims=True)
+        ds -= _row_sums(do * o)
         ds *= a
         ds *= scale
-        return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+        xp.matmul(ds, k, out=dq)
+        xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
+        xp.matmul(a.swapaxes(-1, -2), do, out=dv)
 
-    return o, pullback
+    return pullback
+
+
+def _row_sums(x: Array) -> Array:
+    """Σ over the last axis, which stays with length 1: as a product, a sum runs at BLAS speed."""
+    return x @ array_module(x).ones((x.shape[-1], 1), x.dtype)

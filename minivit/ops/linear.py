@@ -1,9 +1,11 @@
 """Matrix products: where a Vision Transformer spends nine tenths of its arithmetic.
 
-For Z = X Y, dL = ⟨dZ, dX Y⟩ + ⟨dZ, X dY⟩ = ⟨dZ Yᵀ, dX⟩ + ⟨Xᵀ dZ, dY⟩: the pullback of a product is two products.
+For Z = X Y, dL = ⟨dZ, dX Y⟩ + ⟨dZ, X dY⟩ = ⟨dZ Yᵀ, dX⟩ + ⟨Xᵀ dZ, dY⟩: the pullback of a product is two products. Each
+needs the other factor only. So where one cotangent is not wanted, as for images and frozen weights, its product is not
+computed and the other factor is not kept.
 """
 
-from minivit.autograd import op
+from minivit.autograd import op, wanted
 
 
 @op
@@ -17,7 +19,14 @@ def matmul(x, y):
     """
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ValueError(f"matmul needs shapes (…, M, K) and (…, K, N), got {x.shape} and {y.shape}")
-    return x @ y, lambda dz: (dz @ y.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dz)
+    x_kept, y_kept = x if wanted(1) else None, y if wanted(0) else None
+
+    def pullback(dz):
+        dx = None if y_kept is None else dz @ y_kept.swapaxes(-1, -2)
+        dy = None if x_kept is None else x_kept.swapaxes(-1, -2) @ dz
+        return dx, dy
+
+    return x @ y, pullback
 
 
 @op
@@ -44,9 +53,12 @@ def linear(x, weight, bias=None):
     y = rows @ weight.T
     if bias is not None:
         y += bias
+    rows_kept, weight_kept = rows if wanted(1) else None, weight if wanted(0) else None
 
     def pullback(dy):
         dy = dy.reshape(-1, dy.shape[-1])
-        return (dy @ weight).reshape(shape), dy.T @ rows, dy
+        dx = None if weight_kept is None else (dy @ weight_kept).reshape(shape)
+        dweight = None if rows_kept is None else dy.T @ rows_kept
+        return dx, dweight, dy
 
     return y.reshape(shape[:-1] + y.shape[-1:]), pullback

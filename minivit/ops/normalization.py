@@ -16,7 +16,8 @@ def layer_norm(x, weight, bias, eps=1e-6):
 
         dx = r (g − mean(g) − x̂ mean(g ⊙ x̂)):
 
-    g without its part along the constant vector and (for eps = 0) without its part along x̂.
+    g without its part along the constant vector and (for eps = 0) without its part along x̂. All means are products with
+    a vector, at BLAS speed: mean(g) = dy · γ/D and mean(g ⊙ x̂) = (dy ⊙ x̂) · γ/D.
     Raises ValueError where the shapes do not fit.
 
     >>> layer_norm(Tensor([1.0, 3.0]), Tensor([1.0, 1.0]), Tensor([0.0, 0.0])).numpy().round(3)
@@ -27,16 +28,21 @@ def layer_norm(x, weight, bias, eps=1e-6):
             f"layer_norm needs weight and bias of shape {x.shape[-1:]}, got {weight.shape} and {bias.shape}"
         )
     xp = array_module(x)
-    x_hat = x - x.mean(-1, keepdims=True)
-    rstd = 1 / xp.sqrt(xp.square(x_hat).mean(-1, keepdims=True) + eps)
+    shape, width = x.shape, x.shape[-1]
+    x = x.reshape(-1, width)
+    average = xp.full((width, 1), 1 / width, x.dtype)
+    x_hat = x - x @ average
+    rstd = 1 / xp.sqrt(xp.square(x_hat) @ average + eps)
     x_hat *= rstd
 
     def pullback(dy):
+        dy = dy.reshape(-1, width)
+        dweight = dy * x_hat
+        weighted_average = weight[:, None] / width
         dx = dy * weight
-        along = (dx * x_hat).mean(-1, keepdims=True)
-        dx -= dx.mean(-1, keepdims=True)
-        dx -= x_hat * along
+        dx -= dy @ weighted_average
+        dx -= x_hat * (dweight @ weighted_average)
         dx *= rstd
-        return dx, dy * x_hat, dy  # the walk back sums dγ and dβ over the tokens
+        return dx.reshape(shape), dweight, dy  # the walk back sums dγ and dβ over the tokens
 
-    return x_hat * weight + bias, pullback
+    return (x_hat * weight + bias).reshape(shape), pullback

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,19 @@ def test_the_bias_may_be_named_or_left_out():
     linear(x, weight=weight, bias=bias).backward()
     np.testing.assert_array_equal(weight.grad, [[1, 2]])
     np.testing.assert_array_equal(bias.grad, [1])
+
+
+@pytest.mark.parametrize(("frozen", "freed"), [(True, True), (False, False)])
+def test_the_input_of_a_frozen_weight_is_freed(frozen, freed):
+    x, weight = Tensor(np.ones((2, 3)), requires_grad=True), Tensor(np.ones((4, 3)), requires_grad=not frozen)
+    doubled = x * 2
+    data = weakref.ref(doubled.data)
+    y = linear(doubled, weight)
+    del doubled
+    assert (data() is None) == freed
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full((2, 3), 8))
+    assert (weight.grad is None) == frozen
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, help="images a step")
     add("--workers", type=int, help="threads (default: the cores that this process has for itself)")
     add("--micro-batch", type=int, help="images that go through the network at a time (default: what the cache holds)")
+    add("--recompute", action="store_true", help="less memory, more time: blocks keep only their inputs, and run twice")
     add("--lr", type=float, help="peak learning rate")
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=float, default=0.1, help="share of the steps in which the learning rate rises")
@@ -120,6 +121,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
         "seed": args.seed,
     }  # fmt: skip
     model = create_model(args.model, **options).to(args.device)
+    model.set_grad_checkpointing(args.recompute)
     image = train_set.normalise(train_set.images[:1])
     layout = choose_layout(model, image, args.batch_size, args.workers, args.micro_batch, ranks)
     print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {args.device}")

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -110,8 +111,31 @@ def sampling(seed: int, step: int, samples: Array) -> Iterator[None]:
     >>> bool(whole[1] == part[0])
     True
     """
-    previous = vars(_draws).copy()
-    _draws.seed, _draws.step, _draws.samples, _draws.count = seed, step, samples, 0
+    with replaying({"seed": seed, "step": step, "samples": samples, "count": 0}):
+        yield
+
+
+def bookmark() -> dict[str, Any]:
+    """Where this thread's draws stand, for ``replaying``."""
+    return vars(_draws).copy()
+
+
+@contextmanager
+def replaying(place: dict[str, Any]) -> Iterator[None]:
+    """Inside: the layers of this thread draw again what they drew after ``place = bookmark()``, in any thread.
+
+    After: the draws go on from where they stood before, as if nothing had been drawn in between.
+
+    >>> place = bookmark()
+    >>> first = layer_uniform(2)
+    >>> with replaying(place):
+    ...     again = layer_uniform(2)
+    >>> bool((first == again).all()), bool((first == layer_uniform(2)).any())
+    (True, False)
+    """
+    previous = bookmark()
+    vars(_draws).clear()
+    vars(_draws).update(place)
     try:
         yield
     finally:

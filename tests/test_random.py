@@ -1,11 +1,12 @@
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivit.random import generator, key, layer_uniform, philox, sampling, uniform
+from minivit.random import bookmark, generator, key, layer_uniform, philox, replaying, sampling, uniform
 
 sample_lists = st.lists(st.integers(0, 2**40), min_size=1, max_size=8)
 shapes = st.sampled_from([(), (1,), (3,), (4,), (2, 3), (9,)])
@@ -125,3 +126,52 @@ def test_sampling_belongs_to_its_thread():
 def test_a_batch_that_was_not_announced():
     with sampling(0, 0, np.arange(2)), pytest.raises(ValueError, match=r"announced 2 samples, .* a batch of 3"):
         layer_uniform(3)
+
+
+@given(st.booleans(), st.integers(0, 3), st.integers(0, 3))
+def test_a_replay_draws_the_same_again_and_leaves_no_trace(sampled, before, between):
+    """Wherever it starts from, however many draws came in between, and inside another ``sampling``."""
+    with sampling(0, 5, np.arange(2)) if sampled else nullcontext():
+        for _ in range(before):
+            layer_uniform(2)
+        place = bookmark()
+        first = draw_twice(2)
+        for _ in range(between):
+            layer_uniform(2)
+        place_after = bookmark()
+        with sampling(1, 1, np.arange(7)), replaying(place):
+            again = draw_twice(2)
+            layer_uniform(2)
+        following = layer_uniform(2)
+        with replaying(place_after):
+            np.testing.assert_array_equal(layer_uniform(2), following)
+    np.testing.assert_array_equal(again, first)
+
+
+def test_a_replay_may_run_in_another_thread_and_ends_with_an_error():
+    with sampling(3, 5, np.arange(4, 6)):
+        place = bookmark()
+        first = draw_twice(2)
+    drawn = []
+
+    def replay():
+        here = bookmark()
+        with pytest.raises(KeyError), replaying(place):
+            drawn.append(draw_twice(2))
+            raise KeyError
+        drawn.append(bookmark() == here)
+
+    thread = threading.Thread(target=replay)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(drawn[0], first)
+    assert drawn[1]
+
+
+def test_a_bookmark_may_be_replayed_many_times():
+    place = bookmark()
+    drawn = []
+    for _ in range(3):
+        with replaying(place):
+            drawn.append(draw_twice(3))
+    np.testing.assert_array_equal(drawn[1:], drawn[:-1])

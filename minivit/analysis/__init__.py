@@ -1,5 +1,6 @@
-"""Looking inside trained networks."""
+"""Looking inside networks."""
 
 from minivit.analysis.attention_maps import attention_maps, class_attention
+from minivit.analysis.memory import MemoryReport, training_memory
 
-__all__ = ["attention_maps", "class_attention"]
+__all__ = ["MemoryReport", "attention_maps", "class_attention", "training_memory"]

@@ -32,7 +32,7 @@ def attention_maps(model: Module, images: Array) -> list[np.ndarray]:
         for layer in layers:
             layer.fused_attn = False
         with evaluating(model), observe(keep):
-            model(images)
+            getattr(model, "forward_features", model)(images)  # the whole model asks its last block for less
     finally:
         for layer, value in zip(layers, fused):
             layer.fused_attn = value

@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit import ops
 from minivit.autograd import Parameter, Tensor
-from minivit.nn import Block, Dropout, Identity, LayerNorm, Linear, Module, PatchEmbed, init, prepend_tokens
+from minivit.nn import Block, Dropout, Identity, LayerNorm, Linear, Module, PatchEmbed, checkpoint, init, prepend_tokens
 
 POOLS = ("token", "avg", "avgmax", "max", "")
 POOL_ALIASES = {"cls": "token", "gap": "avg"}
@@ -60,6 +60,7 @@ class VisionTransformer(Module):
             raise ValueError(f'pos_embed must be "learn" or "none", got {pos_embed!r}')
         self.global_pool = global_pool
         self.no_embed_class = no_embed_class
+        self.grad_checkpointing = False
         self.num_prefix_tokens = int(class_token) + reg_tokens
         use_fc_norm = global_pool in ("avg", "avgmax", "max") if fc_norm is None else fc_norm
         with init.deferred():
@@ -84,14 +85,29 @@ class VisionTransformer(Module):
         init.init_weights(self, weight_init, seed)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.forward_features(images, keep=1 if self.global_pool == "token" else None))
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The encoder: images (B, C, H, W) → all tokens (B, prefix + N, D), normalised by ``norm``."""
+    def forward_features(self, images: Tensor, keep: int | None = None) -> Tensor:
+        """The encoder: images (B, C, H, W) → all tokens (B, prefix + N, D), normalised by ``norm``.
+
+        With ``keep`` the last block computes only the first so many tokens: (B, keep, D), the same numbers.
+        """
         z = self.norm_pre(self.pos_drop(self.embed_positions(self.patch_embed(images))))
-        for block in self.blocks:
-            z = block(z)
-        return self.norm(z)
+        keeps = [None] * (len(self.blocks) - 1) + [keep]
+        for block, kept in zip(self.blocks, keeps):
+            z = checkpoint(block, z, keep=kept) if self.grad_checkpointing and self.training else block(z, keep=kept)
+        return self.norm(z if keep is None else z[:, :keep])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """While training, let blocks keep only their inputs, and compute the rest again on the way back.
+
+        See ``nn/recompute.py``. Outputs and gradients stay the same to the last bit.
+
+        >>> model = VisionTransformer(32, 8, embed_dim=24, depth=2, num_heads=3)
+        >>> model.set_grad_checkpointing()
+        >>> y = model(np.zeros((1, 3, 32, 32), np.float32)).sum()
+        """
+        self.grad_checkpointing = enable
 
     def embed_positions(self, x: Tensor) -> Tensor:
         """Patch tokens (B, N, D) → (B, prefix + N, D): class token, registers, patches, plus their positions."""

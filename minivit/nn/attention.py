@@ -23,7 +23,8 @@ class Attention(Module):
     """Multi-head self-attention, (B, N, dim) → (B, N, dim), with timm's names.
 
     ``qk_norm`` normalises q and k of each head (Dehghani et al., 2023, arXiv:2302.05442). ``fused_attn`` chooses the
-    fused ops; dropout on A needs the other path, which is then taken. Raises ValueError where H does not divide dim.
+    fused ops; dropout on A needs the other path, which is then taken. With ``queries`` only the first so many tokens
+    look at the others, (B, queries, dim). Raises ValueError where H does not divide dim, or for less than one query.
 
     >>> Attention(dim=8, num_heads=2)(Tensor(np.ones((1, 5, 8), np.float32))).shape
     (1, 5, 8)
@@ -45,27 +46,49 @@ class Attention(Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        fused = self.fused_attn and not (self.training and self.attn_drop.p)
-        qkv = self.qkv(x)
-        if fused and not self.qk_norm:
-            y = ops.self_attention(qkv, self.num_heads)
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        if queries is not None and queries < 1:
+            raise ValueError(f"queries must be at least 1, got {queries}")
+        if queries is not None and (self.drops_weights or queries >= x.shape[1]):
+            return self.forward(x)[:, :queries]  # what is dropped of a row of A depends on its place among all rows
+        fused = self.fused_attn and not self.drops_weights
+        if fused and queries is None and not self.qk_norm:
+            y = ops.self_attention(self.qkv(x), self.num_heads)
         else:
             batch, tokens, dim = x.shape
-            qkv = qkv.reshape(batch, tokens, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-            q, k, v = self.q_norm(qkv[0]), self.k_norm(qkv[1]), qkv[2]
+            if queries is None:
+                qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+                q, k, v = qkv[0], qkv[1], qkv[2]  # (B, H, N, d)
+            else:
+                q, k, v = self.heads(x[:, :queries], 0), self.heads(x, 1), self.heads(x, 2)
+            q, k = self.q_norm(q), self.k_norm(k)
             y = ops.scaled_dot_product_attention(q, k, v) if fused else self.composed(q, k, v)
-            y = y.transpose(0, 2, 1, 3).reshape(batch, tokens, dim)
+            y = y.transpose(0, 2, 1, 3).reshape(batch, -1, dim)
         return self.proj_drop(self.proj(y))
+
+    def heads(self, x: Tensor, part: int) -> Tensor:
+        """Queries (part 0), keys (1) or values (2) of the tokens x (B, N, D), by a third of ``qkv``: (B, H, N, d)."""
+        batch, tokens, dim = x.shape
+        rows = slice(part * dim, (part + 1) * dim)
+        y = ops.linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        return y.reshape(batch, tokens, self.num_heads, -1).transpose(0, 2, 1, 3)
 
     def composed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """A v in small ops; q, k, v (B, H, N, d). The output of ``attn_drop`` is A, as a Tensor of the graph."""
         scores = q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(q.shape[-1]))
         return self.attn_drop(ops.softmax(scores)) @ v
 
+    @property
+    def drops_weights(self) -> bool:
+        """Is dropout at work on A?"""
+        return self.training and self.attn_drop.p > 0
+
     def flops(self, inputs: tuple, output: Tensor) -> int:
-        batch, tokens, dim = output.shape
-        return 2 * 2 * batch * tokens * tokens * dim  # q kᵀ and A v
+        batch, queries, dim = output.shape
+        tokens = inputs[0].shape[1]
+        if queries == tokens or self.drops_weights:
+            return 2 * 2 * batch * tokens * tokens * dim  # q kᵀ and A v
+        return 2 * batch * dim * (2 * queries * tokens + (queries + 2 * tokens) * dim)  # and q, k, v, past ``qkv``
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

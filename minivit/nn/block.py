@@ -14,6 +14,8 @@ class Block(Module):
     Dosovitskiy et al., 2020 (arXiv:2010.11929), eq. 2 and 3: pre-norm, the residual stream itself is never normalised.
     Each branch may be weighted by LayerScale (``init_values``) and skipped at random (``drop_path``).
 
+    With ``keep`` only the first so many tokens are computed, (B, keep, dim); the others give keys and values, no more.
+
     >>> Block(dim=8, num_heads=2)(Tensor(np.ones((1, 5, 8), np.float32))).shape
     (1, 5, 8)
     """
@@ -32,6 +34,7 @@ class Block(Module):
         self.ls2 = LayerScale(dim, init_values) if init_values else Identity()
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, z: Tensor) -> Tensor:
-        z = z + self.drop_path1(self.ls1(self.attn(self.norm1(z))))
+    def forward(self, z: Tensor, keep: int | None = None) -> Tensor:
+        y = self.attn(self.norm1(z), queries=keep)
+        z = (z if keep is None else z[:, :keep]) + self.drop_path1(self.ls1(y))
         return z + self.drop_path2(self.ls2(self.mlp(self.norm2(z))))

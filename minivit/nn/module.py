@@ -42,6 +42,21 @@ def observe(callback: Callable[["Module", tuple, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
+def unobserved() -> Iterator[None]:
+    """Inside: no callback of ``observe`` is called in this thread.
+
+    >>> from minivit.nn import Linear
+    >>> with observe(print), unobserved():
+    ...     y = Linear(3, 2)(Tensor([[1.0, 2.0, 3.0]]))
+    """
+    outer, _observers.callbacks = _observers.callbacks, []
+    try:
+        yield
+    finally:
+        _observers.callbacks = outer
+
+
+@contextmanager
 def evaluating(model: "Module") -> Iterator[None]:
     """Inside: evaluation mode, and nothing is recorded. After: each layer's own mode again.
 

@@ -1,4 +1,6 @@
-"""The same Vision Transformer in PyTorch, with the same parameter names, for ``train_step.py`` to compare with."""
+"""The same Vision Transformer in PyTorch, with the same parameter names, for minivit to be compared with."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from minivit.models import VisionTransformer
 from minivit.optim import weight_decay_groups
+from minivit.training import available_cores
 
 
 class TorchViT(nn.Module):
@@ -47,11 +50,12 @@ class TorchBlock(nn.Module):
         return z + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(z))))
 
 
-class TorchStep:
-    """Forward, backward and AdamW on a batch of NumPy arrays, ``micro_batch`` images at a time."""
+class TorchContender:
+    """What ``contenders.Minivit`` does, ``micro_batch`` images at a time, on all cores that this process may use."""
 
-    def __init__(self, model: VisionTransformer, micro_batch: int, threads: int, compiled: bool = False):
-        torch.set_num_threads(threads)
+    def __init__(self, model: VisionTransformer, micro_batch: int, compiled: bool = False):
+        torch.set_num_threads(available_cores())
+        self.layout = nullcontext()  # PyTorch has its own threads
         self.model = TorchViT(model)
         self.micro_batch = micro_batch
         own = dict(self.model.named_parameters())
@@ -60,17 +64,25 @@ class TorchStep:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3)
         self.forward = torch.compile(self.model) if compiled else self.model
 
-    def __call__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def training(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.optimizer.zero_grad()
         x, y = torch.from_numpy(images), torch.from_numpy(labels)
         for x_piece, y_piece in zip(x.split(self.micro_batch), y.split(self.micro_batch)):
             (F.cross_entropy(self.forward(x_piece), y_piece) * (len(y_piece) / len(y))).backward()
         self.optimizer.step()
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return self.model(torch.from_numpy(images)).numpy()
+    def inference(self, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        with torch.inference_mode():
+            pieces = torch.from_numpy(images).split(self.micro_batch)
+            return torch.cat([self.forward(piece) for piece in pieces]).numpy()
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Of the last step, by parameter name."""
         return {name: p.grad.numpy() for name, p in self.model.named_parameters()}
+
+
+def load(compiler: bool) -> None:
+    """Have all imported that PyTorch imports when it first computes, so that it does not count as memory of a step."""
+    x = torch.zeros(1, requires_grad=True)
+    (torch.compile(torch.exp) if compiler else torch.exp)(x).backward()
+    torch.optim.AdamW([x]).step()

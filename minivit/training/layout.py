@@ -13,12 +13,13 @@ Nothing here is left to chance: worker w takes the pieces w, w + W, w + 2W, …,
 pieces, so a layout gives the same bits from run to run.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,7 +31,9 @@ from minivit.training.ranks import Ranks
 
 Result = TypeVar("Result")
 
-PIECE_BYTES = 5 * 2**19  # of the largest activation of a micro-batch: larger leaves the cache, smaller is all overhead
+PIECE_USES = 800  # of each weight in a micro-batch: adding its gradient to those before costs little beside them
+PIECE_BYTES = 5 * 2**19  # of the largest activation of a micro-batch, if it has so much: calls of NumPy are then long
+WORKER_BYTES = 2**19  # of the same: with less, threads wait for Python's lock more than they compute
 
 
 class Layout:
@@ -116,33 +119,40 @@ def choose_layout(
 ) -> Layout:
     """A layout for batches of ``batch_size`` like ``images`` (at least one is needed), where none was asked for.
 
-    A worker for every core that this process has for itself, and micro-batches whose largest activation is about
-    2.5 MB, which one image is sent through the network to find out. On a GPU a batch is one piece.
+    One image is sent through the network, to find out how large its activations are and how often it uses a weight (as
+    often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be without a price:
+    800 uses of each weight, and 2.5 MB in the largest activation. A worker for every core that this process has for
+    itself, as long as each has half a megabyte of it. (A network that is too small for threads is none too small for
+    ranks, which share no lock.) On a GPU a batch is one piece.
 
     >>> from minivit.models import create_model
-    >>> choose_layout(create_model("vit_nano_patch7_28"), np.zeros((1, 1, 28, 28), np.float32), 64, workers=1)
-    Layout(ranks=1, workers=1, micro_batch=64)
+    >>> choose_layout(create_model("vit_tiny_patch16_224"), np.zeros((1, 3, 224, 224), np.float32), 64, workers=2)
+    Layout(ranks=1, workers=2, micro_batch=4)
     """
     ranks = ranks or Ranks()
     share = -(-batch_size // ranks.size)
     if not isinstance(images, np.ndarray):
         return Layout(workers or 1, micro_batch, ranks)
-    workers = workers or max(1, min(available_cores() // ranks.neighbours, share))
-    fits = max(1, PIECE_BYTES // largest_activation(model, images[:1]))
+    activation, uses = _size_of_an_image(model, images[:1])
+    if workers is None:
+        workers = max(1, min(available_cores() // ranks.neighbours, share, share * activation // WORKER_BYTES))
+    fits = max(math.ceil(PIECE_USES / uses), PIECE_BYTES // activation)
     return Layout(workers, micro_batch or min(fits, -(-share // workers)), ranks)
 
 
-def largest_activation(model: Module, images: Array) -> int:
-    """The size in bytes of the largest output of any layer, when ``images`` go through the network."""
-    sizes = [images.nbytes]
+def _size_of_an_image(model: Module, image: Array) -> tuple[int, float]:
+    """Bytes of the largest output of any layer, and how often a weight is used, when an image goes through."""
+    sizes, operations = [image.nbytes], 0
 
-    def look(module: Module, inputs: tuple, output: object) -> None:
+    def look(module: Module, inputs: tuple, output: Any) -> None:
+        nonlocal operations
+        operations += module.flops(inputs, output)
         if isinstance(output, Tensor):
             sizes.append(output.data.nbytes)
 
     with evaluating(model), observe(look):
-        model(images)
-    return max(sizes)
+        model(image)
+    return max(sizes), max(1.0, operations / (2 * max(1, model.num_parameters())))
 
 
 def available_cores() -> int:

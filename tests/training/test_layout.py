@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_info
 from minivit import Tensor
 from minivit.models import create_model
 from minivit.nn import Linear
-from minivit.training import Layout, available_cores, choose_layout
-from minivit.training.layout import _cgroup, largest_activation
+from minivit.training import Layout, Ranks, available_cores, choose_layout
+from minivit.training.layout import _cgroup, _size_of_an_image
 from tests.training.short_run import CUTS, distance, train
 
 layouts = st.builds(Layout, workers=st.integers(1, 4), micro_batch=st.none() | st.integers(1, 60))
@@ -124,28 +124,47 @@ def test_a_layout_of_nothing_gets_a_sentence():
         Layout(micro_batch=-3)
 
 
-def test_largest_activation_is_the_hidden_layer_of_the_mlp():
+def test_the_size_of_an_image():
     model = create_model("vit_nano_patch7_28")
-    images = np.zeros((2, 1, 28, 28), np.float32)
-    assert largest_activation(model, images) == 2 * 17 * model.blocks[0].mlp.fc1.weight.shape[0] * 4
-    assert model.training and model(images).requires_grad
+    activation, uses = _size_of_an_image(model, np.zeros((1, 1, 28, 28), np.float32))
+    assert activation == 17 * len(model.blocks[0].mlp.fc1.weight.data) * 4
+    assert 12 < uses < 17  # of 17 tokens, as the last block and the head compute only one
+    assert model.training and model(np.zeros((1, 1, 28, 28), np.float32)).requires_grad
+
+
+class Wide(Linear):
+    """A layer of 4 weights with 2 MB of output an image, each weight used ``uses`` times."""
+
+    def __init__(self, uses):
+        super().__init__(2, 2, bias=False)
+        self.uses = uses
+
+    def forward(self, x):
+        return Tensor(np.zeros((len(x), 2**19), np.float32))
+
+    def flops(self, inputs, output):
+        return 2 * 4 * self.uses
 
 
 def test_a_layout_is_chosen_by_cores_batch_and_model(monkeypatch):
-    class Wide(Linear):
-        def forward(self, x):
-            return Tensor(np.zeros((len(x), 2**19), np.float32))  # 2 MB an image
-
     monkeypatch.setattr("minivit.training.layout.available_cores", lambda: 4)
-    small, wide, images = Linear(2, 2), Wide(2, 2), np.zeros((1, 2), np.float32)
-    for chosen, workers, micro_batch in [
-        (choose_layout(small, images, 100), 4, 25),
-        (choose_layout(small, images, 3), 3, 1),
-        (choose_layout(small, images, 100, workers=1), 1, 100),
-        (choose_layout(small, images, 100, micro_batch=7), 4, 7),
-        (choose_layout(wide, images, 100), 4, 1),
+    images = np.zeros((1, 2), np.float32)
+    for model, size, options, workers, micro_batch in [
+        (Linear(2, 2), 100, {}, 1, 100),
+        (Linear(2, 2), 100, {"workers": 4}, 4, 25),
+        (Wide(uses=1000), 100, {}, 4, 1),
+        (Wide(uses=1000), 3, {}, 3, 1),
+        (Wide(uses=100), 100, {}, 4, 8),
+        (Wide(uses=100), 100, {"micro_batch": 7}, 4, 7),
+        (Wide(uses=100), 100, {"workers": 1}, 1, 8),
+        (Wide(uses=100), 100, {"ranks": Neighbours()}, 2, 8),
     ]:
+        chosen = choose_layout(model, images, size, **options)
         assert (chosen.workers, chosen.micro_batch) == (workers, micro_batch)
+
+
+class Neighbours(Ranks):
+    size, neighbours = 2, 2
 
 
 def test_a_container_limits_the_cores(tmp_path, monkeypatch):

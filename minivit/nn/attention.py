@@ -55,22 +55,17 @@ class Attention(Module):
         if fused and queries is None and not self.qk_norm:
             y = ops.self_attention(self.qkv(x), self.num_heads)
         else:
-            batch, tokens, dim = x.shape
-            if queries is None:
-                qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-                q, k, v = qkv[0], qkv[1], qkv[2]  # (B, H, N, d)
-            else:
-                q, k, v = self.heads(x[:, :queries], 0), self.heads(x, 1), self.heads(x, 2)
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(self.heads(x if queries is None else x[:, :queries], 0))
+            k = self.k_norm(self.heads(x, 1))
+            v = self.heads(x, 2)
             y = ops.scaled_dot_product_attention(q, k, v) if fused else self.composed(q, k, v)
-            y = y.transpose(0, 2, 1, 3).reshape(batch, -1, dim)
+            y = y.transpose(0, 2, 1, 3).reshape(len(x), -1, x.shape[-1])
         return self.proj_drop(self.proj(y))
 
     def heads(self, x: Tensor, part: int) -> Tensor:
         """Queries (part 0), keys (1) or values (2) of the tokens x (B, N, D), by a third of ``qkv``: (B, H, N, d)."""
         batch, tokens, dim = x.shape
-        rows = slice(part * dim, (part + 1) * dim)
-        y = ops.linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        y = self.qkv(x, rows=slice(part * dim, (part + 1) * dim))
         return y.reshape(batch, tokens, self.num_heads, -1).transpose(0, 2, 1, 3)
 
     def composed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,11 +79,9 @@ class Attention(Module):
         return self.training and self.attn_drop.p > 0
 
     def flops(self, inputs: tuple, output: Tensor) -> int:
-        batch, queries, dim = output.shape
         tokens = inputs[0].shape[1]
-        if queries == tokens or self.drops_weights:
-            return 2 * 2 * batch * tokens * tokens * dim  # q kᵀ and A v
-        return 2 * batch * dim * (2 * queries * tokens + (queries + 2 * tokens) * dim)  # and q, k, v, past ``qkv``
+        queries = tokens if self.drops_weights else output.shape[1]
+        return 2 * 2 * len(output) * queries * tokens * output.shape[2]  # q kᵀ and A v
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

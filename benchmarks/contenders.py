@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Job:
     workers: int | None = None
     micro_batch: int | None = None
     torch_micro_batch: int | None = None
+    same_allocator: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def create_model(self, **overrides: Any) -> VisionTransformer:
@@ -76,12 +78,24 @@ def make_contender(job: Job, ranks: Ranks | None = None) -> Any:
     """A Minivit, or the TorchContender with the same methods; equal jobs start from equal weights."""
     model = job.create_model()
     if job.contender == "minivit":
-        reuse_freed_memory()  # as the training examples do; in a race it holds for PyTorch too
+        reuse_freed_memory()  # as the training examples do
         image = np.zeros((1, model.patch_embed.in_chans, *model.patch_embed.img_size), np.float32)
         return Minivit(model, choose_layout(model, image, job.batch, job.workers, job.micro_batch, ranks))
     from torch_vit import TorchContender  # here, so that minivit's memory can be measured without PyTorch
 
-    return TorchContender(model, job.torch_micro_batch or job.batch, compiled=job.contender == "torch_compile")
+    contender = TorchContender(model, job.torch_micro_batch or job.batch, compiled=job.contender == "torch_compile")
+    contender.layout = nullcontext() if job.same_allocator else UsualAllocator()
+    return contender
+
+
+class UsualAllocator(AbstractContextManager):
+    """Inside: memory is allocated as it is where nobody asks for anything else, for PyTorch's turns in a race."""
+
+    def __enter__(self) -> None:
+        reuse_freed_memory(False)
+
+    def __exit__(self, *exception: object) -> None:
+        reuse_freed_memory()
 
 
 def available() -> list[str]:

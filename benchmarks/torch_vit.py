@@ -1,7 +1,5 @@
 """The same Vision Transformer in PyTorch, with the same parameter names, for minivit to be compared with."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -55,7 +53,6 @@ class TorchContender:
 
     def __init__(self, model: VisionTransformer, micro_batch: int, compiled: bool = False):
         torch.set_num_threads(available_cores())
-        self.layout = nullcontext()  # PyTorch has its own threads
         self.model = TorchViT(model)
         self.micro_batch = micro_batch
         own = dict(self.model.named_parameters())

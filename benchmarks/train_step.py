@@ -6,8 +6,9 @@ A training step is forward, backward and AdamW on a whole batch; inference is fo
 ``choose_layout`` finds for this machine; PyTorch has a thread for every core and takes the batch whole. They get the
 same weights, and their logits and gradients are compared first. Then they take turns in one process, so that whatever
 else the machine does meets all; each turn gives ratios of times, of which the median and the quartiles are reported.
-torch.compile takes part where there is a C++ compiler. Peak memory is above that of a process which has imported all
-and made the images, measured in a process for each, on Linux.
+torch.compile takes part where there is a C++ compiler. minivit asks the C library to keep freed memory, as its
+examples do; in PyTorch's turns the library does what it does by itself, unless ``--same-allocator`` is given. Peak
+memory is above that of a process which has imported all and made the images, measured in a process for each, on Linux.
 
 Matrix products take their turn too: NumPy's of 1024 × 1024 float32 matrices, one on each core or on all cores together,
 whichever is faster at the moment. Their FLOP/s are this machine's SGEMM rate. minivit's FLOP/s are those that the
@@ -135,6 +136,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--workers", type=positive, help="threads of minivit (default: one for each core)")
     add("--micro-batch", type=positive, help="images at a time for minivit (default: what fits the cache)")
     add("--torch-micro-batch", type=positive, help="images at a time for PyTorch (default: all)")
+    add("--same-allocator", action="store_true", help="let PyTorch keep freed memory too, as minivit does")
     add("--threads", type=positive, help="keep all to so many cores (default: all cores)")
     add("--rounds", type=positive, help="turns of each (default: 10)")
     add("--compile", action=argparse.BooleanOptionalAction, help="also torch.compile (default: if there is a compiler)")
@@ -157,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.model or defaults:
         job = Job(
             name, options.batch or defaults.get(name, 64), workers=options.workers, micro_batch=options.micro_batch,
-            torch_micro_batch=options.torch_micro_batch,
+            torch_micro_batch=options.torch_micro_batch, same_allocator=options.same_allocator,
         )  # fmt: skip
         rounds = options.rounds or (2 if options.quick else 10)
         rows += benchmark(job, options.mode or list(MODES), contenders, rounds, cores)

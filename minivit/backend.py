@@ -48,12 +48,13 @@ def cache_blocks(array: Array, bytes_per_block: int = 2**20) -> list[slice]:
     return [slice(start, min(start + length, array.size)) for start in range(0, array.size, length)]
 
 
-def reuse_freed_memory() -> bool:
+def reuse_freed_memory(reuse: bool = True) -> bool:
     """Tell the C allocator to keep freed memory for the next array; True where it could be told (Linux with glibc).
 
     A training step frees and allocates the same hundreds of megabytes again and again. glibc gives large blocks back
     to the system each time, and every page of a new one costs a page fault, more than the arithmetic on it. The
-    process then holds its peak memory until it ends, so a program decides this, not ``import minivit``.
+    process then holds its peak memory until it ends, so a program decides this, not ``import minivit``. With
+    ``reuse=False`` glibc has again what it comes to by itself, and blocks of 32 MB and more go back at once.
 
     >>> reuse_freed_memory() in (True, False)
     True
@@ -63,7 +64,9 @@ def reuse_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    options = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+    large = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+    usual = {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 0}
+    options = large if reuse else usual
     return all(mallopt(option, value) for option, value in options.items())
 
 

@@ -34,15 +34,15 @@ def device_of(array: Array) -> str:
     return "cpu" if device == "cpu" else f"cuda:{device.id}"
 
 
-def cache_blocks(array: Array, bytes_per_block: int = 2**20) -> list[slice]:
+def cache_blocks(array: Array, bytes_per_block: int = 2**22) -> list[slice]:
     """Slices that cut a flat array into pieces small enough to stay in the CPU's cache over several passes.
 
     Large arrays come and go through main memory once a pass, which costs more than the arithmetic. But each call of
     NumPy is also a moment at which threads wait for one another (it takes the interpreter's lock to begin and to end),
     so blocks are for the third-level cache. A GPU's array is one piece: there a pass is a kernel launch.
 
-    >>> cache_blocks(np.zeros(300000, np.float32))
-    [slice(0, 262144, None), slice(262144, 300000, None)]
+    >>> cache_blocks(np.zeros(1_500_000, np.float32))
+    [slice(0, 1048576, None), slice(1048576, 1500000, None)]
     """
     length = max(1, bytes_per_block // array.dtype.itemsize if isinstance(array, np.ndarray) else array.size)
     return [slice(start, min(start + length, array.size)) for start in range(0, array.size, length)]

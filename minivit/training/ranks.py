@@ -124,8 +124,9 @@ class MPIRanks(Ranks):
             if self.rank:
                 time.sleep(1)  # what ails all ranks is told by rank 0, which ends them
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            sys.stdout.flush()  # Abort leaves no time for that
+            sys.stdout.flush()
             print(f"rank {self.rank} of {self.size} failed, and ends all: {reason}", file=speak, flush=True)
+            time.sleep(0.5)  # for mpiexec to pass this on, before Abort ends it too
             self._world.Abort(1)
             raise
 

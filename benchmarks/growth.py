@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contenders import Job, available, measure_alone
-from measuring import positive, use_cores
+from measuring import draw, positive, use_cores
 from tqdm import tqdm
 
 from minivit.models import list_models
@@ -108,13 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("PyTorch is not installed: minivit alone", file=sys.stderr)
     rows = measure(base, sweeps, contenders)
     show(rows)
-    try:
-        from pictures import draw_growth
-    except ImportError:
-        print("no picture was drawn: it needs matplotlib, pip install 'minivit[examples]'")
-    else:
-        draw_growth(rows, options.picture)
-        print(f"picture: {options.picture}")
+    draw("draw_growth", rows, options.picture)
     report = {"benchmark": "growth", "name": base.model, "batch": base.batch, "threads": cores}
     print(json.dumps(report | exponents(rows) | {"rows": rows}))
 

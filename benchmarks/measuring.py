@@ -92,6 +92,17 @@ def mpiexec() -> str | None:
     return str(path) if path.exists() else None
 
 
+def draw(name: str, rows: list[dict], path: Path) -> None:
+    """Draw the rows with the function of that name in ``pictures``, where matplotlib is there."""
+    try:
+        import pictures
+    except ImportError:
+        print("no picture was drawn: it needs matplotlib, pip install 'minivit[examples]'")
+    else:
+        getattr(pictures, name)(rows, path)
+        print(f"picture: {path}")
+
+
 NO_MPI = "no ranks are measured: there is no mpiexec beside python; pip install 'minivit[mpi]'"
 
 

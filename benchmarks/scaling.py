@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from contenders import Job, make_contender
-from measuring import NO_MPI, mpiexec, positive, quartiles, run_child, seconds_of, use_cores
+from measuring import NO_MPI, draw, mpiexec, positive, quartiles, run_child, seconds_of, use_cores
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -145,13 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         turns[cut].append(measure(cut, options))
     rows = rows_of(turns, options.batch)
     show(rows)
-    try:
-        from pictures import draw_scaling
-    except ImportError:
-        print("no picture was drawn: it needs matplotlib, pip install 'minivit[examples]'")
-    else:
-        draw_scaling(rows, options.picture)
-        print(f"picture: {options.picture}")
+    draw("draw_scaling", rows, options.picture)
     report = {"benchmark": "scaling", "name": options.model, "batch": options.batch, "threads": cores}
     report |= {"rounds": options.rounds, "gradient_bytes": turns[1, 1][0]["gradient_bytes"]}
     print(json.dumps(report | claims(turns, rows, options.batch) | {"rows": rows}))

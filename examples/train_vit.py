@@ -3,6 +3,7 @@
     python examples/train_vit.py                                    # ten shapes, generated: no download
     python examples/train_vit.py --dataset mnist --data-dir DIR     # downloaded to DIR where it is missing
     python examples/train_vit.py --dataset folder:PATH --size 64    # your own images, one folder a class
+    mpiexec -n 4 python examples/train_vit.py                       # the same training, by four processes
 
 It leaves a folder ``runs/<name>/``: ``log.jsonl``, ``last.npz`` and ``best.npz``, and the pictures ``curves.png``,
 ``predictions.png``, ``attention.png`` and ``positions.png``. Ctrl-C saves and ends; ``--resume`` goes on. The last line

@@ -42,7 +42,7 @@ class Layout:
     ``workers``: threads of this process; ``micro_batch``: None takes a worker's share in one piece; ``ranks``: see
     ``minivit.training.ranks``, by default this process is alone. Use it in a ``with`` statement: inside there are
     threads, and BLAS is held at one each; afterwards, whatever happened, BLAS has its own threads again. (A single
-    worker leaves BLAS its threads, and needs no ``with``.)
+    worker leaves BLAS its threads, or those of its share of the cores beside other ranks, and needs no ``with``.)
 
     Raises ValueError for less than one worker or image.
 
@@ -93,6 +93,7 @@ class Layout:
         """``function(worker, piece)`` of every piece of ``size`` images, in order; those of one worker one by one.
 
         An exception is raised here, when no thread is at work any more: the one of the first worker that had any.
+        Raises RuntimeError where several workers are wanted outside of the ``with`` statement.
         """
         pieces = self.pieces(size)
 

@@ -82,30 +82,26 @@ def blas_threads():
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
-def test_blas_is_held_at_one_thread_and_let_go():
-    before, inside = blas_threads(), []
-    with pytest.raises(KeyError), Layout(workers=2) as layout:
-        inside = layout.map(lambda worker, piece: blas_threads(), 2)
-        raise KeyError
-    assert inside == [[1] * len(before)] * 2 and blas_threads() == before
-
-
-def test_blas_threads_come_back_where_there_are_several():
+def test_blas_is_held_at_one_thread_and_let_go_after_an_exception_too():
+    """In a process where BLAS has two threads: in that of the tests it has one."""
     program = (
         "import numpy; from tests.training.test_layout import blas_threads, Layout\n"
         "def work(worker, piece): raise KeyError\n"
         "before = blas_threads()\n"
         "with Layout(1): alone = blas_threads()\n"
         "try:\n"
-        "    with Layout(2) as layout: layout.map(work, 2)\n"
+        "    with Layout(2) as layout:\n"
+        "        inside = layout.map(lambda worker, piece: blas_threads(), 2)\n"
+        "        layout.map(work, 2)\n"
         "except KeyError: pass\n"
-        "import json; print(json.dumps([before, alone, blas_threads()]))"
+        "import json; print(json.dumps([before, alone, inside, blas_threads()]))"
     )
     env = {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": ":".join(filter(None, sys.path))}
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=root)
-    before, alone, after = json.loads(result.stdout)
-    assert before == alone == after
+    before, alone, inside, after = json.loads(result.stdout)
+    assert before == alone == after and max(before) == min(2, available_cores())
+    assert inside == [[1] * len(before)] * 2
 
 
 def test_several_workers_need_a_with_statement():

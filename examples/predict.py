@@ -19,6 +19,7 @@ from minivit.analysis import class_attention
 from minivit.backend import to_device
 from minivit.data import Dataset
 from minivit.data.folder import read_image
+from minivit.nn import on_device_of
 from minivit.training import CheckpointError, choose_layout, load_model, predict
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> dict:
     unknown = np.zeros(len(pixels), int)
     data = Dataset("files", pixels, unknown, meta["classes"], tuple(meta["mean"]), tuple(meta["std"]))
     inputs = to_device(data.normalise(pixels), args.device)
-    with choose_layout(model, inputs, len(inputs)) as layout:
+    with on_device_of(model), choose_layout(model, inputs, len(inputs)) as layout:
         probabilities = ops.softmax(Tensor(predict(model, inputs, layout))).numpy()
 
     answers = []

@@ -20,10 +20,15 @@ import numpy as np
 
 from minivit.analysis import class_attention
 from minivit.backend import reuse_freed_memory
+from minivit.cuda.precision import PRECISIONS
 from minivit.data import SHAPES_TEST, Dataset, Loader, load
 from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.data.shapes import shapes
+from minivit.diversity import PENALTIES, HeadPenalties
 from minivit.models import VisionTransformer, create_model, list_models
+from minivit.models.vit import EMBEDDINGS, POSITIONS
+from minivit.nn import on_device_of
+from minivit.nn.block import ATTENTION
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
 from minivit.training import (
@@ -70,10 +75,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--train-images", type=int, help="use only so many training images")
     add("--model", help=f"one of {', '.join(list_models())} (default: by data set)")
     add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER")
+    add("--precision", default="fp32", choices=PRECISIONS, help="of the products on a GPU")
+    add("--pos-embed", choices=POSITIONS, metavar="NAME", help=f"one of {', '.join(POSITIONS)}")
+    add("--attn-layer", choices=ATTENTION, help="the kind of attention")
+    add("--embed-layer", choices=EMBEDDINGS, help="the kind of patches")
+    names = ", ".join(PENALTIES)
+    add("--penalty", action="append", type=weighted, default=[], metavar="NAME=WEIGHT", help=f"of like heads: {names}")
     add("--epochs", type=int, help="passes over the training images")
     add("--batch-size", type=int, help="images a step")
-    add("--workers", type=int, help="threads (default: the cores that this process has for itself)")
-    add("--micro-batch", type=int, help="images that go through the network at a time (default: what the cache holds)")
+    add("--workers", type=int, help="threads, on a CPU (default: the cores that this process has for itself)")
+    add("--micro-batch", type=int, help="images computed at a time (default: what the cache holds; on a GPU, all)")
     add("--recompute", action="store_true", help="less memory, more time: blocks keep only their inputs, and run twice")
     add("--lr", type=float, help="peak learning rate")
     add("--weight-decay", type=float, default=0.05)
@@ -99,6 +110,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def weighted(text: str) -> tuple[str, float]:
+    """ "margin=0.1" → ("margin", 0.1), for the command line."""
+    name, _, weight = text.partition("=")
+    if name not in PENALTIES:
+        raise argparse.ArgumentTypeError(f"there is no penalty {name!r}: choose from {', '.join(PENALTIES)}")
+    return name, float(weight)
+
+
 def main(arguments: list[str] | None = None) -> None:
     reuse_freed_memory()
     ranks = connect()
@@ -115,29 +134,33 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
     if args.device == "cuda" and ranks.size > 1:
         args.device = f"cuda:{ranks.place}"  # one for each rank of this machine
     create_model(args.model, weight_init="skip").to(args.device)  # a wrong name, or no GPU: say so before the download
-    train_set, test_set = (part.to(args.device) for part in load_data(args))
+    train_set, test_set = load_data(args)
     channels, *size = train_set.images.shape[1:]
     options = {
         "img_size": size, "in_chans": channels, "num_classes": len(train_set.classes), "drop_path_rate": args.drop_path,
         "seed": args.seed,
     }  # fmt: skip
+    options |= {k: v for k in ("pos_embed", "attn_layer", "embed_layer") if (v := getattr(args, k)) is not None}
     model = create_model(args.model, **options).to(args.device)
     model.set_grad_checkpointing(args.recompute)
-    image = train_set.normalise(train_set.images[:1])
+    image, device = train_set.normalise(train_set.images[:1]), model.device
     layout = choose_layout(model, image, args.batch_size, args.workers, args.micro_batch, ranks)
-    print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {args.device}")
+    print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {device}")
     print(f"{layout}\n{args.run_dir}")
 
     crop = [RandomCrop(args.crop)] if args.crop else []
     flip = [RandomHorizontalFlip()] if args.flip else []
+    with on_device_of(model):
+        optimizer = AdamW(weight_decay_groups(model, args.weight_decay), lr=args.lr)
     result = fit(
         model,
-        AdamW(weight_decay_groups(model, args.weight_decay), lr=args.lr),
+        optimizer,
         Loader(train_set, args.batch_size, args.seed, augment=crop + flip),
         Loader(test_set, 250, shuffle=False),
         TrainConfig(
             args.run_dir, args.epochs, args.lr, warmup_epochs=args.warmup * args.epochs, clip=args.clip,
             label_smoothing=args.label_smoothing, ema=args.ema, seed=args.seed, save_seconds=60,
+            precision=args.precision, penalties=HeadPenalties(dict(args.penalty)) if args.penalty else None,
             resume_hint="the same command with --resume",
         ),
         resume=args.resume,
@@ -146,13 +169,13 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
         layout=layout,
     )  # fmt: skip
     if ranks.rank == 0:
-        draw(model.to("cpu"), test_set.to("cpu"), args.run_dir)
+        draw(model.to("cpu"), test_set, args.run_dir)
     return {
         "example": "train_vit", "dataset": args.dataset.partition(":")[0], "model": args.model, "seed": args.seed,
-        "epochs": args.epochs, "train_images": len(train_set), "test_accuracy": result.test_accuracy,
+        "device": device, "epochs": args.epochs, "train_images": len(train_set), "test_accuracy": result.test_accuracy,
         "test_loss": result.test_loss, "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1), "ranks": ranks.size, "workers": layout.workers,
-        "micro_batch": layout.micro_batch, "run_dir": str(args.run_dir),
+        "micro_batch": layout.micro_batch or args.batch_size, "run_dir": str(args.run_dir),
     }  # fmt: skip
 
 
@@ -209,5 +232,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("train_vit: stopped at once; what was saved before is as it was")
+    except MemoryError as error:
+        sys.exit(f"train_vit: the memory is full ({error}); a smaller --micro-batch, or --recompute, needs less")
     except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"train_vit: {error}")

@@ -5,12 +5,12 @@ autograd    Tensor, op, backward            models      VisionTransformer, creat
 gradcheck   proves a derivative             optim       SGD, AdamW, schedules
 random      keyed random streams            data        data sets, loader, augmentations
 ops         values and their pullbacks      training    step, loop, checkpoint
-                                            analysis    looking inside
+cuda        kernels for an NVIDIA GPU       analysis    looking inside
 """
 
-from minivit import ops
+from minivit import cuda, ops
 from minivit.autograd import Parameter, Tensor, detect_anomaly, no_grad, op
 from minivit.gradcheck import gradcheck
 
 __version__ = "0.1.0"
-__all__ = ["Parameter", "Tensor", "detect_anomaly", "gradcheck", "no_grad", "op", "ops"]
+__all__ = ["Parameter", "Tensor", "cuda", "detect_anomaly", "gradcheck", "no_grad", "op", "ops"]

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import Array, array_module, device_of, to_device
+from minivit.backend import Array, array_module, device_of, implementation, to_device
 
 _births = itertools.count()
 
@@ -42,12 +42,12 @@ _state = _State()
 class Node:
     """One recorded call of an op: where its result came from, and how to pull a cotangent back through it."""
 
-    __slots__ = ("birth", "op", "parents", "pullback", "shape")
+    __slots__ = ("birth", "dtype", "op", "parents", "pullback", "shape")
 
-    def __init__(self, op: str, shape: tuple[int, ...], parents: tuple, pullback: Callable):
+    def __init__(self, op: str, value: Array, parents: tuple, pullback: Callable):
         self.birth = next(_births)  # an input is born before its output: birth order is a topological order
         self.op = op
-        self.shape = shape
+        self.shape, self.dtype = value.shape, value.dtype
         self.parents = parents  # for each argument its Node, the Tensor itself where it is a leaf, or None
         self.pullback = pullback
 
@@ -77,7 +77,7 @@ class Tensor:
         if not hasattr(data, "dtype"):
             data = np.asarray(data)
             data = data.astype(np.float32) if data.dtype.kind == "f" else data
-        if data.dtype.kind != "f":
+        if data.dtype.kind != "f" and data.dtype.name != "bfloat16":
             raise TypeError(
                 f"a Tensor holds floating-point numbers, got {data.dtype}: convert with .astype(np.float32); "
                 "labels and indices are given as plain arrays"
@@ -151,7 +151,7 @@ class Tensor:
             for x, dx in zip(parents, cotangents):
                 if x is None:
                     continue
-                dx = unbroadcast(dx, x.shape)
+                dx = unbroadcast(dx, x.shape).astype(x.dtype, copy=False)  # half where the value was half
                 if x.birth in arrived:
                     arrived[x.birth] = arrived[x.birth] + dx  # not in place: dx may be shared with another branch
                 else:
@@ -173,7 +173,8 @@ def op(function: Callable) -> Callable:
 
     ``pullback(dy)`` returns one cotangent for each of the leading positional arguments (a lone one need not be a
     tuple; None where nothing flows). A cotangent may have the broadcast shape: the walk back sums it. Arguments that
-    are plain arrays or numbers are constants. The function itself stays available as ``.raw``.
+    are plain arrays or numbers are constants. The function itself stays available as ``.raw``; on a GPU, a fused kernel
+    may stand in for it.
 
     >>> @op
     ... def scale(x, factor):
@@ -196,14 +197,14 @@ def op(function: Callable) -> Callable:
         needed = any(wanted)
         outer, _state.wanted = _state.wanted, wanted
         try:
-            value, pullback = function(*raw, **options)
+            value, pullback = implementation(function, *raw[:2])(*raw, **options)
         finally:
             _state.wanted = outer
         if _state.anomaly:
             _check_finite(f"the forward pass of {name}", value)
         y = Tensor(value, requires_grad=needed)
         if needed:
-            y.node = Node(name, y.shape, tuple(map(_origin, args)), pullback)
+            y.node = Node(name, y.data, tuple(map(_origin, args)), pullback)
         return y
 
     lifted.raw = function
@@ -275,7 +276,16 @@ def unbroadcast(dx: Array, shape: tuple[int, ...]) -> Array:
     if stretched:
         return dx.sum(axis=tuple(range(leading)) + stretched, keepdims=True).reshape(shape)
     rows = dx.reshape(-1, math.prod(shape))
-    return (array_module(dx).ones(len(rows), dx.dtype) @ rows).reshape(shape)  # a sum of rows, at BLAS speed
+    return implementation(sum_of_rows, rows)(rows).reshape(shape)
+
+
+def sum_of_rows(rows: Array) -> Array:
+    """Σ over the first axis of a matrix: as a product, a sum runs at BLAS speed.
+
+    >>> sum_of_rows(np.ones((3, 2)))
+    array([3., 3.])
+    """
+    return array_module(rows).ones(len(rows), rows.dtype) @ rows
 
 
 def _origin(arg: Any) -> "Node | Tensor | None":

@@ -7,12 +7,14 @@ process; a device is named only where arrays are created or moved.
 import ctypes
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+FUSED: dict[Callable, Callable] = {}  # formulas, and the CUDA kernels that stand in for them: see minivit/cuda
 
 
 def array_module(array: Array) -> ModuleType:
@@ -22,6 +24,16 @@ def array_module(array: Array) -> ModuleType:
     'numpy'
     """
     return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def implementation(formula: Callable, *arrays: Array) -> Callable:
+    """What computes ``formula`` where ``arrays`` lie: on a GPU the fused kernel beside it, if there is one.
+
+    >>> implementation(np.tanh, np.zeros(3)) is np.tanh
+    True
+    """
+    on_host = any(isinstance(array, np.ndarray) for array in arrays)
+    return formula if on_host else FUSED.get(formula, formula)
 
 
 def device_of(array: Array) -> str:
@@ -98,4 +110,6 @@ def _cupy(device: str) -> tuple[ModuleType, int]:
         ) from None
     if not cupy.cuda.is_available():
         raise RuntimeError("device 'cuda' needs an NVIDIA GPU and its driver; CuPy is installed, but finds none")
+    if (count := cupy.cuda.runtime.getDeviceCount()) <= int(number or 0):
+        raise RuntimeError(f"there is no device {device!r}: this machine has {count}, cuda:0 to cuda:{count - 1}")
     return cupy, int(number or 0)

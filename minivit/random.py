@@ -16,14 +16,16 @@ Two kinds of stream:
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minivit.backend import Array
+from minivit.backend import Array, implementation
+
+Key = tuple[int, int] | Array  # two words of 32 bits; or an array (2,) of uint32 that lies where it is used
 
 
 def key(seed: int, *names: object) -> tuple[int, int]:
@@ -66,7 +68,7 @@ def philox(counter: list[Array], key: tuple[int, int]) -> list[Array]:
     return [c0, c1, c2, c3]
 
 
-def uniform(key: tuple[int, int], samples: Array, shape: tuple[int, ...] = (), xp: ModuleType = np) -> Array:
+def uniform(key: Key, samples: Array, shape: tuple[int, ...] = (), xp: ModuleType = np) -> Array:
     """Numbers in [0, 1) in float32, shape ``(len(samples), *shape)``; row i depends on ``samples[i]`` alone.
 
     ``samples`` are global sample indices, non-negative integers (repeats give equal rows); ``xp`` is the array
@@ -76,6 +78,7 @@ def uniform(key: tuple[int, int], samples: Array, shape: tuple[int, ...] = (), x
     >>> bool((uniform(key(0, "crop"), np.array([8]), (2,)) == rows[1]).all())
     True
     """
+    key = key if isinstance(key, tuple) else key.astype(xp.uint64)
     size = int(np.prod(shape))
     blocks = xp.arange(-(-size // 4), dtype=xp.uint64)[None, :]  # (1, blocks of four words)
     samples = xp.asarray(samples).astype(xp.uint64)[:, None]  # (n, 1)
@@ -92,6 +95,7 @@ class Draws(threading.local):
     step: int | None = None
     samples: Array | None = None
     count: int = 0
+    keys: Callable[[int], Key] | None = None
 
 
 _draws = Draws()
@@ -111,7 +115,34 @@ def sampling(seed: int, step: int, samples: Array) -> Iterator[None]:
     >>> bool(whole[1] == part[0])
     True
     """
-    with replaying({"seed": seed, "step": step, "samples": samples, "count": 0}):
+    with replaying({"seed": seed, "step": step, "samples": samples, "count": 0, "keys": _draws.keys}):
+        yield
+
+
+def layer_key(seed: int, step: int | None, n: int) -> tuple[int, int]:
+    """The key of the n-th layer (0, 1, …) that draws in a forward pass of ``step``.
+
+    >>> with sampling(seed=0, step=5, samples=np.array([40, 41])):
+    ...     bool((layer_uniform(2) == uniform(layer_key(0, 5, 0), np.array([40, 41]))).all())
+    True
+    """
+    return key(seed, "layer", step, n)
+
+
+@contextmanager
+def keyed_by(keys: Callable[[int], Key]) -> Iterator[None]:
+    """Inside: the n-th layer that draws takes ``keys(n)``, in place of the key that ``sampling`` says.
+
+    A step that is recorded as a CUDA graph reads its keys from an array, in which they are changed before each launch.
+
+    >>> table = np.array([layer_key(0, 5, n) for n in range(3)], np.uint32)
+    >>> with sampling(seed=0, step=5, samples=np.arange(2)):
+    ...     drawn = layer_uniform(2)
+    >>> with keyed_by(table.__getitem__), sampling(seed=7, step=7, samples=np.arange(2)):
+    ...     bool((drawn == layer_uniform(2)).all())
+    True
+    """
+    with replaying(bookmark() | {"keys": keys}):
         yield
 
 
@@ -149,9 +180,10 @@ def layer_uniform(batch: int, shape: tuple[int, ...] = (), xp: ModuleType = np) 
     Outside of ``sampling`` every call takes a new stream of seed 0. Raises ValueError where the batch is not the
     one that ``sampling`` announced.
     """
-    samples = np.arange(batch) if _draws.samples is None else _draws.samples
+    samples = xp.arange(batch) if _draws.samples is None else _draws.samples
     if len(samples) != batch:
         raise ValueError(f"sampling() announced {len(samples)} samples, but a layer was given a batch of {batch}")
-    stream = key(_draws.seed, "layer", _draws.step, _draws.count)
+    n, keys, samples = _draws.count, _draws.keys, xp.asarray(samples)
     _draws.count += 1
-    return uniform(stream, samples, shape, xp)
+    stream = keys(n) if keys else layer_key(_draws.seed, _draws.step, n)
+    return implementation(uniform, samples)(stream, samples, shape, xp)

@@ -7,6 +7,7 @@ new examples in each run, for finding what the others missed; it prints a line t
 
 import os
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small here: threads would wait for one another
@@ -16,3 +17,12 @@ settings.register_profile("dev", max_examples=50, derandomize=True, **common)
 settings.register_profile("ci", max_examples=200, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=1000, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(scope="module")
+def cupy_twin():
+    """CuPy is its strict twin here: ``to_device(x, "cuda")`` and ``model.to("cuda")`` work, without a GPU."""
+    from tests.cupy_twin import installed
+
+    with installed() as twin:
+        yield twin

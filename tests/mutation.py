@@ -49,10 +49,28 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
          "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
     ],
+    "it is applied twice": [
+        ("_sum_diagonals", "return shifted.reshape(length, -1, *x.shape[2:]).sum(axis=0)",
+         "return -shifted.reshape(length, -1, *x.shape[2:]).sum(axis=0)"),
+        ("_read_as", "return x.view(dtype)", "return -x.view(dtype)"),
+    ],
     "all arrays are of one module": [("concatenate", "xp = array_module(arrays[0])", "xp = array_module(arrays[-1])")],
     "Φ(0) is a half, from either side": [("_gelu_exact", "tail -= x > 0", "tail -= x >= 0")],
     "a range serves as well as a tuple": [("_axes", "return tuple(range(ndim))", "return range(ndim)")],
+    "half precision, which has a test of its own, is turned in float32": [
+        ("rotate", "y = _read_as(pairs, x.astype(real, copy=False)) * turn", "y = _read_as(pairs, x) * turn"),
+        ("rotate", "dy = _read_as(pairs, dy.astype(real, copy=False))", "dy = _read_as(pairs, dy)"),
+        ("rotate", "return (_read_as(real, y).astype(x.dtype, copy=False), pullback)",
+         "return (_read_as(real, y), pullback)"),
+    ],
     "as exact, only slower or larger in memory": [
+        ("_read_as", "if x.strides[-1] != x.dtype.itemsize:", "if x.strides != x.dtype.itemsize:"),
+        *(("rotate", line.format("real, copy=False"), line.format(arguments))
+          for line in ("y = _read_as(pairs, x.astype({})) * turn", "dy = _read_as(pairs, dy.astype({}))")
+          for arguments in ("real", "real, copy=True")),
+        *(("rotate", "return (_read_as(real, y).astype(x.dtype, copy=False), pullback)",
+           f"return (_read_as(real, y).astype({arguments}), pullback)")
+          for arguments in ("x.dtype", "x.dtype, copy=True")),
         ("_gelu_exact", "coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32",
          "coefficients = _TAIL_FLOAT64"),
         ("_gelu_exact", "tail = xp.multiply(t, coefficients[-1], out=y)", "tail = xp.multiply(t, coefficients[-1])"),
@@ -63,7 +81,8 @@ EQUIVALENT = {  # reason: (function, line before, line after)
 OPERATORS = {
     ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.MatMult: [ast.Mult],
     ast.Pow: [ast.Mult], ast.Mod: [ast.Mult], ast.FloorDiv: [ast.Mult],
-    ast.Gt: [ast.GtE, ast.Lt], ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
+    ast.BitAnd: [ast.BitOr], ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt], ast.LtE: [ast.Lt],
+    ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
 }  # fmt: skip
 METHODS = {"sum": "mean", "mean": "sum", "max": "min", "maximum": "minimum", "subtract": "add", "zeros": "ones"}
 SYMMETRIC = {"swapaxes", "maximum", "multiply"}  # their arguments may be exchanged

@@ -85,7 +85,7 @@ def nothing_unwanted_is_computed_or_kept(op: Callable, case: Case) -> None:
         assert not any(np.may_share_memory(x, array) for array in kept(pullback))
 
 
-PRODUCTS = {"linear", "matmul"}
+PRODUCTS = {"linear", "matmul", "rotate"}
 WITH_SOFTMAX = {"cross_entropy", "log_softmax", "scaled_dot_product_attention", "self_attention", "softmax"}
 
 

@@ -168,10 +168,19 @@ def layer_norms(draw):
 
 
 @st.composite
+def rms_norms(draw):
+    shape = draw(some_axes)
+    return Case((draw(arrays(shape)), draw(arrays(shape[-1:]))), {"eps": draw(st.sampled_from([0.1, 1.0]))})
+
+
+@st.composite
 def attentions(draw):
     batch, heads, queries, keys, width = draw(st.tuples(*[sizes] * 5))
-    q, k, v = ((batch, heads, n, width) for n in (queries, keys, keys))
-    return Case((draw(arrays(q)), draw(arrays(k)), draw(arrays(v))), {"scale": draw(st.sampled_from([None, 0.7]))})
+    shapes = [(batch, heads, n, width) for n in (queries, keys, keys)]
+    scores = batch, heads, queries, keys
+    bias = draw(st.sampled_from([None, scores, scores[1:], scores[2:], (1, heads, queries, 1), (batch, 1, 1, keys)]))
+    args = [*(draw(arrays(shape)) for shape in shapes), None if bias is None else draw(arrays(bias))]
+    return Case(tuple(args), {"scale": draw(st.sampled_from([None, 0.7]))})
 
 
 @st.composite
@@ -207,6 +216,13 @@ def reshapings(draw):
 
 
 @st.composite
+def cuttings(draw):
+    """Images of any number of channels; neither they nor their patches need be square."""
+    batch, channels, rows, columns, p, q = draw(st.tuples(*[sizes] * 6))
+    return Case((draw(arrays((batch, channels, rows * p, columns * q))),), {"patch_size": (p, q)})
+
+
+@st.composite
 def permutations(draw):
     shape = draw(shapes)
     order = draw(st.permutations(range(len(shape))))
@@ -234,6 +250,12 @@ def indexings(draw):
 
 
 @st.composite
+def shifts(draw):
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=4))
+    return Case((draw(arrays(shape)), draw(st.integers(-5, 5)), draw(st.integers(-5, 5))))
+
+
+@st.composite
 def token_ids(draw, batch, count, tokens):
     """(batch, count): in each row different numbers below ``tokens``."""
     return draw(generators).permuted(np.tile(np.arange(tokens), (batch, 1)), axis=1)[:, :count]
@@ -253,13 +275,45 @@ def puttings(draw):
     return Case((draw(arrays((*ids.shape, width))), ids, tokens))
 
 
+@st.composite
+def relative_biases(draw):
+    rows, columns, heads = draw(st.tuples(*[sizes] * 3))
+    prefix = draw(st.integers(0, 2))
+    length = (2 * rows - 1) * (2 * columns - 1) + (3 if prefix else 0)
+    return Case((draw(arrays((length, heads))),), {"grid": (rows, columns), "prefix_tokens": prefix})
+
+
+@st.composite
+def distances(draw):
+    """(…, n, 2k + 1), laid out over fewer or more tokens than rows."""
+    *batch, reach = draw(some_axes)
+    shape = (*batch, draw(sizes), 2 * reach + 1)
+    return Case((draw(arrays(shape)),), {"tokens": draw(st.integers(1, 7))})
+
+
+@st.composite
+def weights_by_distance(draw):
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=6))
+    return Case((draw(arrays(shape)),), {"reach": draw(sizes)})
+
+
+@st.composite
+def rotations(draw):
+    x, angles = draw(broadcastable(2))
+    pairs = draw(sizes)
+    return Case((draw(arrays((*x, 2 * pairs))), draw(arrays((*angles, pairs)))))
+
+
 CASES: dict[str, st.SearchStrategy[Case]] = {
-    "add": pairs(), "amax": over_axes(distinct), "broadcast_to": broadcasts(), "concatenate": concatenations(),
-    "cross_entropy": cross_entropies(), "div": pairs(nonzero), "exp": elementwise(), "gelu": gelus(),
-    "getitem": indexings(), "layer_norm": layer_norms(), "linear": linears(), "log": elementwise(positive),
-    "log_softmax": along_an_axis(), "matmul": matmuls(), "mean": over_axes(), "mse_loss": squared_errors(),
-    "mul": pairs(), "neg": elementwise(), "power": powers(), "put_tokens": puttings(), "relu": elementwise(nonzero),
-    "reshape": reshapings(), "scale": scalings(), "scaled_dot_product_attention": attentions(),
-    "self_attention": self_attentions(), "softmax": along_an_axis(), "sqrt": elementwise(positive), "sub": pairs(),
-    "sum": over_axes(), "take_tokens": takings(), "transpose": permutations(),
+    "add": pairs(), "amax": over_axes(distinct), "broadcast_to": broadcasts(), "by_distance": distances(),
+    "concatenate": concatenations(), "cross_entropy": cross_entropies(), "div": pairs(nonzero), "exp": elementwise(),
+    "gelu": gelus(), "getitem": indexings(), "layer_norm": layer_norms(), "linear": linears(),
+    "log": elementwise(positive), "log_softmax": along_an_axis(), "matmul": matmuls(), "mean": over_axes(),
+    "mse_loss": squared_errors(), "mul": pairs(), "neg": elementwise(), "patchify": cuttings(), "power": powers(),
+    "put_tokens": puttings(), "relative_bias": relative_biases(), "relu": elementwise(nonzero),
+    "reshape": reshapings(), "rms_norm": rms_norms(), "rotate": rotations(), "scale": scalings(),
+    "scaled_dot_product_attention": attentions(),
+    "self_attention": self_attentions(), "shift": shifts(), "sigmoid": elementwise(nonzero),
+    "softmax": along_an_axis(), "sqrt": elementwise(positive), "sub": pairs(), "sum": over_axes(),
+    "sum_by_distance": weights_by_distance(), "take_tokens": takings(), "transpose": permutations(),
 }  # fmt: skip

@@ -69,12 +69,15 @@ def test_a_move_to_the_gpu_happens_on_the_device_with_that_number(monkeypatch, d
         assert entered == [number]
         return ("moved", array)
 
-    cuda = types.SimpleNamespace(is_available=lambda: True, Device=Device)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 4)
+    cuda = types.SimpleNamespace(is_available=lambda: True, Device=Device, runtime=runtime)
     cupy = types.SimpleNamespace(cuda=cuda, asarray=asarray)
     monkeypatch.setattr(backend.importlib, "import_module", lambda name: cupy)
     x = np.zeros(2)
     assert to_device(x, device) == ("moved", x)
     assert entered == [number, "left"]
+    with pytest.raises(RuntimeError, match="there is no device 'cuda:4': this machine has 4, cuda:0 to cuda:3"):
+        to_device(x, "cuda:4")
     cuda.is_available = lambda: False
     with pytest.raises(RuntimeError, match="needs an NVIDIA GPU and its driver"):
         to_device(x, device)

@@ -8,7 +8,7 @@ import pytest
 
 from minivit import Parameter, Tensor, ops, optim
 from minivit.models import VisionTransformer, create_model
-from tests.golden import cases, report
+from tests.golden import cases, position_cases, report, variant_cases
 
 LOGITS = {np.float32: 1e-5, np.float64: 1e-10}
 GRADIENTS = {np.float32: 1e-5, np.float64: 1e-10}
@@ -16,7 +16,8 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def test_there_is_a_golden_file_for_every_case():
-    assert {path.stem for path in cases.FOLDER.glob("*.npz")} == {*cases.MODELS, "ops", "optimizers", "initialization"}
+    others = {"ops", "optimizers", "initialization", "positions", "variants"}
+    assert {path.stem for path in cases.FOLDER.glob("*.npz")} == {*cases.MODELS, *others}
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -88,6 +89,45 @@ def test_ops_are_pytorchs(name):
     for i, x in enumerate(arguments):
         if isinstance(x, Tensor):
             np.testing.assert_allclose(x.grad, stored[f"{name}.grad{i}"], rtol=1e-12, atol=1e-13)
+
+
+# --- positions -----------------------------------------------------------------------------------------------------
+
+
+def test_position_embeddings_are_the_references():
+    """Exactly as far as the reference computed: what it computed in float32 is stored in float32."""
+    tolerance = {"float32": 1e-6, "float64": 1e-13, "int64": 0.0}
+    stored = cases.load("positions")
+    for name, difference in position_cases.differences().items():
+        assert difference <= tolerance[stored[name].dtype.name], name
+
+
+# --- attention variants --------------------------------------------------------------------------------------------
+
+
+def test_attention_variants_and_shifted_patches_are_the_references():
+    """Outputs, and the gradients of the input and of every parameter."""
+    differences = variant_cases.differences()
+    assert {"lsa.attn.temperature.grad", "spt.proj.weight.grad", "rela.norm.gate.grad"} <= differences.keys()
+    assert max(differences.values()) <= 1e-12, max(differences, key=differences.get)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lsa", lambda layer: layer.attn.temperature.data.__iadd__(1e-6)),
+        ("spt", lambda layer: setattr(layer, "directions", "diagonal")),
+        ("spt", lambda layer: setattr(layer.norm, "eps", 1e-6)),
+        ("rela", lambda layer: setattr(layer.norm, "eps", 1e-5)),
+    ],
+)
+def test_the_comparison_sees_a_small_change_of_a_layer(name, change, monkeypatch):
+    layers = variant_cases.layers()
+    change(layers[name][0])
+    monkeypatch.setattr(variant_cases, "layers", lambda: layers)
+    differences = variant_cases.differences()
+    assert differences[name] > 1e-8
+    assert all(d < 1e-12 for other, d in differences.items() if other.split(".")[0] != name)
 
 
 # --- optimizers ----------------------------------------------------------------------------------------------------

@@ -48,15 +48,19 @@ def layer_norm(x, weight, bias, eps):
     return centred / (variance + eps).sqrt() * weight + bias
 
 
+def rms_norm(x, weight, eps):
+    return x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * weight
+
+
 def linear(x, weight, bias=None):
     """Row by row: the element-wise product with each row of the weight, summed."""
     y = (x.reshape(*x.shape[:-1], 1, -1) * weight).sum(-1)
     return y if bias is None else y + bias
 
 
-def scaled_dot_product_attention(q, k, v, scale=None):
+def scaled_dot_product_attention(q, k, v, bias=None, scale=None):
     scores = q @ k.transpose(0, 1, 3, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return softmax(scores) @ v
+    return softmax(scores if bias is None else scores + bias) @ v
 
 
 def self_attention(qkv, num_heads, scale=None):
@@ -67,7 +71,7 @@ def self_attention(qkv, num_heads, scale=None):
         start = (part * num_heads + h) * d
         return qkv[:, None, :, start : start + d]  # (B, 1, N, d)
 
-    outs = [scaled_dot_product_attention(*(head(part, h) for part in range(3)), scale) for h in range(num_heads)]
+    outs = [scaled_dot_product_attention(*(head(part, h) for part in range(3)), scale=scale) for h in range(num_heads)]
     return ops.concatenate(*outs, axis=-1)[:, 0]
 
 
@@ -99,7 +103,58 @@ def put_tokens(x, ids, num_tokens):
     return (np.arange(num_tokens)[:, None] == ids[:, None, :]).astype(float) @ x  # (B, T, K) @ (B, K, D)
 
 
+def shift(x, down, right):
+    """By way of a frame of zeros, wide enough for any move."""
+    rows, columns = x.shape[-2:]
+    framed = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(abs(down),) * 2, (abs(right),) * 2])
+    top, left = abs(down) - down, abs(right) - right
+    return framed[..., top : top + rows, left : left + columns]
+
+
+def relative_bias(table, grid, prefix_tokens=0):
+    """One pair of tokens at a time; None is a token that has no place."""
+    (rows, columns), width = grid, 2 * grid[1] - 1
+    extra = (2 * rows - 1) * width
+    places = [None] * prefix_tokens + [(y, x) for y in range(rows) for x in range(columns)]
+
+    def row(query, key):
+        if query and key:
+            return table[(query[0] - key[0] + rows - 1) * width + query[1] - key[1] + columns - 1]
+        return table[extra if key else extra + 1 if query else extra + 2]
+
+    pairs = ops.concatenate(*(row(query, key)[None] for query in places for key in places))
+    return pairs.reshape(len(places), len(places), -1).transpose(2, 0, 1)
+
+
+def by_distance(x, tokens):
+    return (x[..., None, :] * which_distance(x.shape[-2], tokens, x.shape[-1] // 2)).sum(-1)
+
+
+def sum_by_distance(w, reach):
+    return (w[..., None] * which_distance(*w.shape[-2:], reach)).sum(-2)
+
+
+def which_distance(rows, tokens, reach):
+    """(rows, tokens, 2 reach + 1): one for the clipped distance of token j from token i, else zero."""
+    one_hot = np.eye(2 * reach + 1)
+    return np.array([[one_hot[max(0, min(j - i + reach, 2 * reach))] for j in range(tokens)] for i in range(rows)])
+
+
+def rotate(x, angles):
+    """As complex numbers."""
+    turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
+    return np.stack([turned.real, turned.imag], axis=-1).reshape(*turned.shape[:-1], x.shape[-1])
+
+
+def patchify(images, patch_size):
+    """One patch after the other, cut out of all images."""
+    (batch, _, *size), (p, q) = images.shape, patch_size
+    corners = [(i, j) for i in range(0, size[0], p) for j in range(0, size[1], q)]
+    return np.stack([images[:, :, i : i + p, j : j + q].reshape(batch, -1) for i, j in corners], axis=1)
+
+
 TWINS = {
+    "by_distance": by_distance,
     "broadcast_to": lambda x, shape: x * np.ones(shape),
     "cross_entropy": cross_entropy,
     "div": lambda x, y: x * y**-1,
@@ -111,13 +166,17 @@ TWINS = {
     "mse_loss": mse_loss,
     "neg": lambda x: 0.0 - x,
     "put_tokens": put_tokens,
+    "relative_bias": relative_bias,
     "relu": relu,
+    "rms_norm": rms_norm,
     "scale": lambda x, factor: x * np.asarray(factor, float),
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "self_attention": self_attention,
+    "sigmoid": lambda x: 1 / (1 + (-x).exp()),
     "softmax": softmax,
     "sqrt": lambda x: x**0.5,
     "sub": lambda x, y: x + -y,
+    "sum_by_distance": sum_by_distance,
     "take_tokens": take_tokens,
 }
 FORMULAS = {
@@ -129,8 +188,11 @@ FORMULAS = {
     "log": np.log,
     "matmul": lambda x, y: (x[..., :, :, None] * y[..., None, :, :]).sum(-2),
     "mul": np.multiply,
+    "patchify": patchify,
     "power": np.float_power,
     "reshape": np.reshape,
+    "rotate": rotate,
+    "shift": shift,
     "sum": np.sum,
     "transpose": np.transpose,
 }

@@ -3,40 +3,33 @@
 import numpy as np
 
 from minivit.backend import Array, to_device
-from minivit.nn import Attention, Module, evaluating, observe
+from minivit.nn import Module, check_device, evaluating, on_device_of
+from minivit.nn.heads import Heads, observe_heads
 
 
 def attention_maps(model: Module, images: Array) -> list[np.ndarray]:
     """The attention weights of every layer, from first to last, for images (B, C, H, W): arrays (B, H, N, N).
 
     Row n of a map says how token n divides its attention over all tokens; rows sum to 1. The model is in evaluation
-    mode meanwhile, and its layers on their path of small ops, where the weights exist as such. Raises ValueError for a
-    model without attention.
+    mode meanwhile, and its layers on their path of small ops, where the weights exist as such. From a GPU the maps are
+    copied to the host.
+
+    Raises ValueError for a model without attention, TypeError for images on another device than the model.
 
     >>> from minivit.models import create_model
     >>> maps = attention_maps(create_model("vit_nano_patch7_28"), np.zeros((2, 1, 28, 28), np.float32))
     >>> len(maps), maps[-1].shape, float(maps[-1].sum(-1).max().round(4))
     (4, (2, 4, 17, 17), 1.0)
     """
-    layers = [module for _, module in model.named_modules() if isinstance(module, Attention)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no attention layer")
-    weights = {id(layer.attn_drop): None for layer in layers}
+    maps: list[np.ndarray] = []
 
-    def keep(module, inputs, output):
-        if id(module) in weights:
-            weights[id(module)] = to_device(output.data, "cpu")
+    def keep(layer: int, heads: Heads) -> None:
+        maps.append(to_device(heads.weights.data, "cpu"))
 
-    fused = [layer.fused_attn for layer in layers]
-    try:
-        for layer in layers:
-            layer.fused_attn = False
-        with evaluating(model), observe(keep):
-            getattr(model, "forward_features", model)(images)  # the whole model asks its last block for less
-    finally:
-        for layer, value in zip(layers, fused):
-            layer.fused_attn = value
-    return list(weights.values())
+    check_device(model, images=images)
+    with on_device_of(model), evaluating(model), observe_heads(model, keep, weights=True):
+        getattr(model, "forward_features", model)(images)  # the whole model asks its last block for less
+    return maps
 
 
 def class_attention(model: Module, images: Array) -> np.ndarray:

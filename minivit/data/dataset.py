@@ -1,6 +1,7 @@
 """A data set in memory: images as bytes, labels as integers, and what turns the bytes into network input."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -90,10 +91,19 @@ class Dataset:
         return x
 
     def to(self, device: str) -> "Dataset":
-        """This set on ``device`` (``"cpu"``, ``"cuda"``); batches and their augmentation are then made there."""
+        """This set on ``device`` (``"cpu"``, ``"cuda"``); batches and their augmentation are then made there.
+
+        Training does not need it: of a set on the host, a ``Loader`` moves batch by batch.
+        """
         extra = {name: to_device(labels, device) for name, labels in self.extra.items()}
         images, labels = to_device(self.images, device), to_device(self.labels, device)
-        return replace(self, images=images, labels=labels, extra=extra)
+        with on_device_of(images):
+            return replace(self, images=images, labels=labels, extra=extra)
+
+
+def on_device_of(array: Array) -> AbstractContextManager:
+    """Inside, CuPy works on the GPU where ``array`` lies; nothing changes for an array on the CPU."""
+    return nullcontext() if isinstance(array, np.ndarray) else array.device
 
 
 def channel_statistics(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:

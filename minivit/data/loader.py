@@ -9,12 +9,13 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from minivit.backend import Array, array_module
-from minivit.data.dataset import Dataset
+from minivit.backend import Array, array_module, device_of, to_device
+from minivit.data.dataset import Dataset, on_device_of
 from minivit.random import generator
 
 Augmentation = Callable[[Array, np.ndarray, int, int], Array]  # (images, samples, seed, epoch) → images
@@ -25,8 +26,12 @@ class Batch(NamedTuple):
 
     images: Array  # (B, C, H, W) float32, normalised
     labels: Array  # (B,) int64
-    samples: np.ndarray  # (B,) int64, the index of each image in the data set: the key of its random draws
+    samples: Array  # (B,) int64, the index of each image in the data set: the key of its random draws
     total: int | None = None  # images of the batch on all ranks, where these are the share of one
+
+    def to(self, device: str) -> "Batch":
+        """The batch with all its arrays on ``device`` (``"cpu"``, ``"cuda"``, ``"cuda:1"``)."""
+        return Batch(*(to_device(array, device) for array in self[:3]), self.total)
 
 
 class Loader:
@@ -74,6 +79,18 @@ class Loader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.rank, self.ranks = 0, 1
+        self.device = device_of(dataset.images)
+
+    def to(self, device: str) -> "Loader":
+        """A loader of the same batches that gives them on ``device`` (``"cpu"``, ``"cuda"``, ``"cuda:1"``).
+
+        The data set stays where it is. From one on the host, a batch is drawn and augmented there, travels as bytes, a
+        quarter of what floats take, and is normalised on the GPU. Of a set that lies on a GPU (``Dataset.to``), batches
+        are made there. What happens to an image is the same everywhere.
+        """
+        moved = copy.copy(self)
+        moved.device = device
+        return moved
 
     def shard(self, rank: int, ranks: int) -> "Loader":
         """A loader of the same batches that makes one share of each: the ``rank``-th of ``ranks`` nearly equal parts.
@@ -108,20 +125,24 @@ class Loader:
         """The batches of an epoch, from number ``start`` on. Leaving the loop early ends the thread."""
         if not 0 <= start <= len(self):
             raise ValueError(f"start must be a batch number in 0 … {len(self)}, got {start}")
-        order, numbers = self.order(epoch), range(start, len(self))
-        if self.prefetch == 0:
-            return (self._make(order, epoch, number) for number in numbers)
-        return _ahead(lambda number: self._make(order, epoch, number), numbers, self.prefetch)
+        make, numbers = partial(self._make, self.order(epoch), epoch), range(start, len(self))
+        return _ahead(make, numbers, self.prefetch) if self.prefetch else map(make, numbers)
 
     def _make(self, order: np.ndarray, epoch: int, number: int) -> Batch:
         samples = order[number * self.batch_size : (number + 1) * self.batch_size]
         total = len(samples)
         samples = samples[self.rank * total // self.ranks : (self.rank + 1) * total // self.ranks]
-        at = array_module(self.dataset.images).asarray(samples)
-        images = self.dataset.images[at]
-        for augment in self.augment:
-            images = augment(images, samples, self.seed, epoch)
-        return Batch(self.dataset.normalise(images), self.dataset.labels[at], samples, total)
+        with on_device_of(self.dataset.images):
+            at = array_module(self.dataset.images).asarray(samples)
+            images, labels = self.dataset.images[at], self.dataset.labels[at]
+            for augment in self.augment:
+                images = augment(images, samples, self.seed, epoch)
+        batch = Batch(images, labels, samples, total).to(self.device)
+        with on_device_of(batch.images):
+            batch = batch._replace(images=self.dataset.normalise(batch.images))
+            if self.prefetch and device_of(batch.images) != "cpu":  # this thread waits, so that no other has to
+                array_module(batch.images).cuda.get_current_stream().synchronize()
+        return batch
 
 
 def _ahead(make: Callable[[int], Batch], numbers: range, depth: int) -> Iterator[Batch]:

@@ -3,19 +3,31 @@
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.block import Block
+from minivit.nn.device import check_device, on_device_of
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.linear import Linear
+from minivit.nn.lsa import LocalitySelfAttention
 from minivit.nn.mlp import Mlp
 from minivit.nn.module import Module, evaluating, observe, unobserved
 from minivit.nn.normalization import Identity, LayerNorm, LayerScale
 from minivit.nn.patch_embed import PatchEmbed, to_patches
-from minivit.nn.position import sincos_2d
+from minivit.nn.position import (
+    absolute_table,
+    relative_position,
+    resize_pos_embed,
+    resize_rel_pos_bias_table,
+    sincos_2d,
+)
 from minivit.nn.recompute import checkpoint
+from minivit.nn.rela import GatedRMSNorm, RectifiedAttention
+from minivit.nn.spt import ShiftedPatchEmbed
 from minivit.nn.summary import summary
 from minivit.nn.token import prepend_tokens
 
 __all__ = [
-    "Attention", "Block", "DropPath", "Dropout", "Identity", "LayerNorm", "LayerScale", "Linear", "Mlp", "Module",
-    "PatchEmbed", "checkpoint", "evaluating", "init", "observe", "prepend_tokens", "sincos_2d", "summary", "to_patches",
+    "Attention", "Block", "DropPath", "Dropout", "GatedRMSNorm", "Identity", "LayerNorm", "LayerScale", "Linear",
+    "LocalitySelfAttention", "Mlp", "Module", "PatchEmbed", "RectifiedAttention", "ShiftedPatchEmbed",
+    "absolute_table", "check_device", "checkpoint", "evaluating", "init", "observe", "on_device_of", "prepend_tokens",
+    "relative_position", "resize_pos_embed", "resize_rel_pos_bias_table", "sincos_2d", "summary", "to_patches",
     "unobserved",
 ]  # fmt: skip

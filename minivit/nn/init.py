@@ -12,7 +12,8 @@ name), so adding a layer does not change the others.
 | ``book`` | N(0, 1) | N(0, 1) | as PyTorch | as PyTorch | as PyTorch | as PyTorch |
 
 "As PyTorch" is uniform in ±1/√fan_in, for weights and biases alike. Norms start at weight 1 and bias 0, LayerScale at
-its ``init_values``. Register tokens start as the class token.
+its ``init_values``. Register tokens start as the class token. In every preset tables of relative positions are drawn
+from truncated N(0, .02), and the frequencies of a mixed rotary embedding get one random direction a head.
 """
 
 import itertools
@@ -24,8 +25,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from minivit.autograd import Parameter
+from minivit.backend import to_device
 from minivit.nn.module import Module
-from minivit.nn.position import sincos_2d
+from minivit.nn.position import mixed_frequencies, sincos_2d
 from minivit.random import generator
 
 Shape = tuple[int, ...]
@@ -114,9 +116,10 @@ def init_weights(model: Module, preset: str = "timm", seed: int = 0) -> None:
         kind = type(module).__name__
         for name, parameter in vars(module).items():
             fill = PRESETS[preset].get(_ROLES.get((kind, name), name))
-            if fill is not None and isinstance(parameter, Parameter):
+            if fill is not None and isinstance(parameter, Parameter) and parameter.requires_grad:
                 path = f"{prefix}.{name}" if prefix else name
-                parameter.data[...] = fill(module, path, parameter.shape, generator(seed, "init", path))
+                start = fill(module, path, parameter.shape, generator(seed, "init", path))
+                parameter.data[...] = to_device(start, parameter.device)
 
 
 _ROLES = {
@@ -160,16 +163,29 @@ def _mae_positions(module, path, shape, rng):
     return sincos_2d(shape[-1], module.patch_embed.grid_size, prefix_tokens=shape[1] - module.patch_embed.num_patches)
 
 
+def _mixed_frequencies(module, path, shape, rng):
+    return mixed_frequencies(shape[1], module.head_dim, rng.uniform(0, 2 * math.pi, shape[1]), module.theta)
+
+
+_relative = {
+    "relative_position_bias_table": _by(trunc_normal, std=0.02),
+    "relative_attention_bias": _by(trunc_normal, std=0.02),
+    "relative_keys": _by(trunc_normal, std=0.02),
+    "relative_values": _by(trunc_normal, std=0.02),
+    "freqs": _mixed_frequencies,
+}
 _pytorch_patch = {"patch_weight": _as_pytorch, "patch_bias": _as_pytorch}
 PRESETS = {
-    "timm": _pytorch_patch
+    "timm": _relative
+    | _pytorch_patch
     | {
         "cls_token": _by(normal, std=1e-6),
         "pos_embed": _by(trunc_normal, std=0.02),
         "linear_weight": _by(trunc_normal, std=0.02),
         "linear_bias": _zeros,
     },
-    "jax": {
+    "jax": _relative
+    | {
         "cls_token": _zeros,
         "pos_embed": _by(normal, std=0.02),
         "patch_weight": _by(lecun_normal),
@@ -177,14 +193,16 @@ PRESETS = {
         "linear_weight": _jax_weight,
         "linear_bias": _jax_bias,
     },
-    "moco": _pytorch_patch
+    "moco": _relative
+    | _pytorch_patch
     | {
         "cls_token": _by(normal, std=1e-6),
         "pos_embed": _by(trunc_normal, std=0.02),
         "linear_weight": _moco_weight,
         "linear_bias": _zeros,
     },
-    "mae": {
+    "mae": _relative
+    | {
         "cls_token": _by(normal, std=0.02),
         "pos_embed": _mae_positions,
         "patch_weight": _xavier_flat,
@@ -192,7 +210,8 @@ PRESETS = {
         "linear_weight": _by(xavier_uniform),
         "linear_bias": _zeros,
     },
-    "book": _pytorch_patch
+    "book": _relative
+    | _pytorch_patch
     | {
         "cls_token": _by(normal),
         "pos_embed": _by(normal),

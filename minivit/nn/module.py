@@ -132,6 +132,16 @@ class Module:
         """How many numbers the Parameters hold."""
         return sum(parameter.size for parameter in self.parameters())
 
+    @property
+    def device(self) -> str:
+        """Where the Parameters lie, ``"cpu"`` or ``"cuda:0"``; ``"cpu"`` where there are none.
+
+        >>> from minivit.nn import Linear
+        >>> Linear(3, 2).device
+        'cpu'
+        """
+        return next((parameter.device for _, parameter in self.named_parameters()), "cpu")
+
     # --- changing all parts -----------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Module":
@@ -145,9 +155,15 @@ class Module:
         return self.train(False)
 
     def to(self, device: str) -> "Module":
-        """Move all Parameters to ``"cpu"``, ``"cuda"`` or ``"cuda:<number>"``; call it before making an optimizer."""
+        """Move all Parameters, with gradients that they have, to ``"cpu"``, ``"cuda"`` or ``"cuda:<number>"``.
+
+        Call it before making an optimizer, which lays them out anew. Raises RuntimeError with the way out where CuPy
+        or a GPU is missing.
+        """
         for parameter in self.parameters():
             parameter.data = to_device(parameter.data, device)
+            if parameter.grad is not None:
+                parameter.grad = to_device(parameter.grad, device)
         return self
 
     def astype(self, dtype: Any) -> "Module":

@@ -33,11 +33,7 @@ def to_patches(images: Tensor, patch_size: Size) -> Tensor:
     >>> to_patches(Tensor(np.zeros((2, 3, 8, 12), np.float32)), (4, 4)).shape
     (2, 6, 48)
     """
-    (b, c, h, w), (p, q) = images.shape, patch_size
-    if h % p or w % q:
-        raise ValueError(f"patch_size {patch_size} must divide the image size {(h, w)}")
-    grid = images.reshape(b, c, h // p, p, w // q, q)
-    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(b, (h // p) * (w // q), c * p * q)
+    return ops.patchify(images, patch_size)
 
 
 class PatchProjection(Module):
@@ -71,14 +67,19 @@ class PatchEmbed(Module):
         self, img_size: int | Size = 224, patch_size: int | Size = 16, in_chans: int = 3, embed_dim: int = 768,
         bias: bool = True,
     ):  # fmt: skip
-        self.img_size, self.patch_size = pair(img_size), pair(patch_size)
-        (h, w), (p, q) = self.img_size, self.patch_size
-        if min(p, q) < 1 or h % p or w % q:
-            raise ValueError(f"patch_size {self.patch_size} must divide img_size {self.img_size}")
+        self.patch_size = pair(patch_size)
         self.in_chans = in_chans
+        self.set_input_size(img_size)
+        self.proj = PatchProjection(in_chans, embed_dim, self.patch_size, bias)
+
+    def set_input_size(self, img_size: int | Size) -> None:
+        """Take images of this size: no weight depends on it. Raises ValueError where patches do not divide it."""
+        (h, w), (p, q) = pair(img_size), self.patch_size
+        if min(p, q) < 1 or h % p or w % q:
+            raise ValueError(f"patch_size {self.patch_size} must divide img_size {(h, w)}")
+        self.img_size = (h, w)
         self.grid_size = (h // p, w // q)
         self.num_patches = math.prod(self.grid_size)
-        self.proj = PatchProjection(in_chans, embed_dim, self.patch_size, bias)
 
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.in_chans, *self.img_size)
@@ -88,6 +89,10 @@ class PatchEmbed(Module):
             raise TypeError(
                 f"images are {images.dtype}, the weights {self.proj.weight.dtype}: normalise them to that type"
             )
+        return self.tokens(images)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What images of the right shape become."""
         return self.proj(to_patches(as_tensor(images), self.patch_size))
 
     def extra_repr(self) -> str:

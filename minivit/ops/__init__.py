@@ -1,20 +1,32 @@
 """Every op of the project, and the operators of Tensor, which are ops under another name."""
 
 from minivit.autograd import Tensor
-from minivit.ops.activation import gelu, log_softmax, relu, softmax
+from minivit.ops.activation import gelu, log_softmax, relu, sigmoid, softmax
 from minivit.ops.arithmetic import add, div, exp, log, mul, neg, power, scale, sqrt, sub
 from minivit.ops.attention import scaled_dot_product_attention, self_attention
 from minivit.ops.linear import linear, matmul
 from minivit.ops.loss import cross_entropy, mse_loss
-from minivit.ops.normalization import layer_norm
+from minivit.ops.normalization import layer_norm, rms_norm
+from minivit.ops.position import by_distance, relative_bias, rotate, sum_by_distance
 from minivit.ops.reduction import amax, mean, sum
-from minivit.ops.shape import broadcast_to, concatenate, getitem, put_tokens, reshape, take_tokens, transpose
+from minivit.ops.shape import (
+    broadcast_to,
+    concatenate,
+    getitem,
+    patchify,
+    put_tokens,
+    reshape,
+    shift,
+    take_tokens,
+    transpose,
+)
 
 __all__ = [
-    "add", "amax", "broadcast_to", "concatenate", "cross_entropy", "div", "exp", "gelu", "getitem", "layer_norm",
-    "linear", "log", "log_softmax", "matmul", "mean", "mse_loss", "mul", "neg", "power", "put_tokens", "relu",
-    "reshape", "scale", "scaled_dot_product_attention", "self_attention", "softmax", "sqrt", "sub", "sum",
-    "take_tokens", "transpose",
+    "add", "amax", "broadcast_to", "by_distance", "concatenate", "cross_entropy", "div", "exp", "gelu", "getitem",
+    "layer_norm", "linear", "log", "log_softmax", "matmul", "mean", "mse_loss", "mul", "neg", "patchify", "power",
+    "put_tokens", "relative_bias", "relu", "reshape", "rms_norm", "rotate", "scale", "scaled_dot_product_attention",
+    "self_attention", "shift", "sigmoid", "softmax", "sqrt", "sub", "sum", "sum_by_distance", "take_tokens",
+    "transpose",
 ]  # fmt: skip
 
 

@@ -18,6 +18,21 @@ def relu(x):
 
 
 @op
+def sigmoid(x):
+    """y = 1 / (1 + e^(−x)), a gate between 0 and 1: dy/dx = y (1 − y).
+
+    Computed from e^(−|x|), which cannot overflow: for x < 0 it is e^x / (1 + e^x).
+
+    >>> sigmoid(Tensor([0.0, -1000.0])).numpy()
+    array([0.5, 0. ], dtype=float32)
+    """
+    xp = array_module(x)
+    power = xp.exp(-xp.abs(x))
+    y = xp.where(x < 0, power, 1) / (1 + power)
+    return y, lambda dy: dy * (y * (1 - y))
+
+
+@op
 def gelu(x, approximate="none"):
     """x · Φ(x), with Φ the normal distribution function (Hendrycks and Gimpel, 2016, arXiv:1606.08415).
 

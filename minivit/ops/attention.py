@@ -1,14 +1,15 @@
 """Scaled dot-product attention (Vaswani et al., 2017, arXiv:1706.03762, eq. 1), fused: one op, one pullback.
 
-    S = scale · Q Kᵀ      (B, H, N, M)
-    A = softmax(S)        rows sum to 1
-    O = A V               (B, H, N, d)
+    S = scale · Q Kᵀ + bias   (B, H, N, M)
+    A = softmax(S)            rows sum to 1
+    O = A V                   (B, H, N, d)
 
 Backwards, with the products of ``ops/linear.py`` and the softmax of ``ops/activation.py``:
 
     dV = Aᵀ dO
     dA = dO Vᵀ
     dS = A ⊙ (dA − rowsum(dA ⊙ A)),   rowsum(dA ⊙ A) = rowsum(dO ⊙ O), which is N/d times smaller to compute
+    dbias = dS summed over the samples, and whatever else the bias was broadcast along
     dQ = scale · dS K
     dK = scale · dSᵀ Q
 
@@ -21,15 +22,15 @@ same attention in small ops, with A as a Tensor of the graph, is ``softmax(matmu
 import math
 from collections.abc import Callable
 
-from minivit.autograd import op
+from minivit.autograd import op, unbroadcast, wanted
 from minivit.backend import Array, array_module
 
 
 @op
-def scaled_dot_product_attention(q, k, v, scale=None):
-    """softmax(scale · Q Kᵀ) V for every sample and head; ``scale`` defaults to 1/√d.
+def scaled_dot_product_attention(q, k, v, bias=None, scale=None):
+    """softmax(scale · Q Kᵀ + bias) V for every sample and head; ``scale`` defaults to 1/√d.
 
-    q (B, H, N, d), k (B, H, M, d), v (B, H, M, d) → (B, H, N, d).
+    q (B, H, N, d), k (B, H, M, d), v (B, H, M, d), bias None or to be broadcast to (B, H, N, M) → (B, H, N, d).
     Raises ValueError where the shapes do not fit.
 
     >>> q, k, v = Tensor([[[[1.0]]]]), Tensor([[[[1.0], [1.0]]]]), Tensor([[[[2.0], [4.0]]]])
@@ -39,14 +40,15 @@ def scaled_dot_product_attention(q, k, v, scale=None):
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.shape[3] == k.shape[3]
     if not fits:
         raise ValueError(f"attention needs q (B, H, N, d), k and v (B, H, M, d), got {q.shape}, {k.shape}, {v.shape}")
+    if bias is not None and not (bias.ndim <= 4 and all(n in (1, m) for n, m in zip(bias.shape[::-1], _scores(q, k)))):
+        raise ValueError(f"attention needs a bias like its scores {_scores(q, k)[::-1]}, got {bias.shape}")
     xp = array_module(q)
     out = xp.empty(q.shape, q.dtype)
-    attend_pullback = _attend(q, k, v, scale, out)
+    attend_pullback = _attend(q, k, v, bias, scale, out)
 
     def pullback(dout):
         cotangents = tuple(xp.empty(x.shape, x.dtype) for x in (q, k, v))
-        attend_pullback(dout, *cotangents)
-        return cotangents
+        return *cotangents, attend_pullback(dout, *cotangents)
 
     return out, pullback
 
@@ -69,7 +71,7 @@ def self_attention(qkv, num_heads, scale=None):
     packed = (batch, tokens, 3, num_heads, width // num_heads)
     q, k, v = qkv.reshape(packed).transpose(2, 0, 3, 1, 4)  # three (B, H, N, d)
     out = xp.empty((batch, tokens, num_heads, width // num_heads), qkv.dtype)
-    attend_pullback = _attend(q, k, v, scale, out.transpose(0, 2, 1, 3))
+    attend_pullback = _attend(q, k, v, None, scale, out.transpose(0, 2, 1, 3))
 
     def pullback(dy):
         dqkv = xp.empty(packed, dy.dtype)
@@ -79,12 +81,20 @@ def self_attention(qkv, num_heads, scale=None):
     return out.reshape(batch, tokens, width), pullback
 
 
-def _attend(q: Array, k: Array, v: Array, scale: float | None, o: Array) -> Callable:
-    """Write O to ``o``; the pullback takes dO, and writes dQ, dK and dV to three arrays like Q, K and V."""
+def _scores(q: Array, k: Array) -> tuple[int, ...]:
+    """The shape of S from its last axis to its first: (M, N, H, B)."""
+    return k.shape[2], *q.shape[2::-1]
+
+
+def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | None, o: Array) -> Callable:
+    """Write O to ``o``; the pullback takes dO, writes dQ, dK and dV to arrays like Q, K and V, and returns dbias."""
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    bias_shape = None if bias is None or not wanted(3) else bias.shape
     a = q @ k.swapaxes(-1, -2)
     a *= scale
+    if bias is not None:
+        a += bias
     a -= a.max(-1, keepdims=True)
     xp.exp(a, out=a)
     a /= _row_sums(a)
@@ -94,10 +104,12 @@ def _attend(q: Array, k: Array, v: Array, scale: float | None, o: Array) -> Call
         ds = do @ v.swapaxes(-1, -2)
         ds -= _row_sums(do * o)
         ds *= a
-        ds *= scale
         xp.matmul(ds, k, out=dq)
         xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
+        for product in (dq, dk):
+            product *= scale
         xp.matmul(a.swapaxes(-1, -2), do, out=dv)
+        return None if bias_shape is None else unbroadcast(ds, bias_shape)  # summed here: ds is large
 
     return pullback
 

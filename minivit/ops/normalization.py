@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba, Kiros and Hinton, 2016, arXiv:1607.06450)."""
+"""Layer normalisation (Ba, Kiros and Hinton, 2016, arXiv:1607.06450), and the same without its mean."""
 
 from minivit.autograd import op
 from minivit.backend import array_module
@@ -46,3 +46,32 @@ def layer_norm(x, weight, bias, eps=1e-6):
         return dx.reshape(shape), dweight, dy  # the walk back sums dγ and dβ over the tokens
 
     return (x_hat * weight + bias).reshape(shape), pullback
+
+
+@op
+def rms_norm(x, weight, eps=1e-6):
+    """y = x̂ ⊙ γ with x̂ = x r, r = 1/√(mean(x²) + eps), over the last axis of length D; γ is ``weight`` (D,).
+
+    Zhang and Sennrich, 2019 (arXiv:1910.07467): layer normalisation that does not subtract the mean, and has no bias.
+    Backwards it lacks the term of the mean too: dx = r (g − x̂ mean(g ⊙ x̂)) with g = dy ⊙ γ; dγ = Σ dy ⊙ x̂.
+    Raises ValueError where the shapes do not fit.
+
+    >>> rms_norm(Tensor([3.0, 4.0]), Tensor([1.0, 1.0])).numpy().round(3)
+    array([0.849, 1.131], dtype=float32)
+    """
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"rms_norm needs weight of shape {x.shape[-1:]}, got {weight.shape}")
+    xp = array_module(x)
+    shape, width = x.shape, x.shape[-1]
+    x = x.reshape(-1, width)
+    rstd = 1 / xp.sqrt(xp.square(x) @ xp.full((width, 1), 1 / width, x.dtype) + eps)
+    x_hat = x * rstd
+
+    def pullback(dy):
+        dweight = dy.reshape(-1, width) * x_hat
+        dx = dy.reshape(-1, width) * weight
+        dx -= x_hat * (dweight @ (weight[:, None] / width))
+        dx *= rstd
+        return dx.reshape(shape), dweight
+
+    return (x_hat * weight).reshape(shape), pullback

@@ -1,5 +1,7 @@
 """Ops that move numbers without changing them. Each pullback moves the cotangents back to where they came from."""
 
+import numpy as np
+
 from minivit.autograd import op
 from minivit.backend import Array, array_module
 
@@ -37,6 +39,30 @@ def broadcast_to(x, shape):
 
 
 @op
+def patchify(images, patch_size):
+    """Cut (B, C, H, W) into patches (P, Q): (B, N, C·P·Q), row by row, each flattened as (channel, row, column).
+
+    N = (H/P) (W/Q). The pullback puts the patches together again.
+    Raises ValueError for images without four axes, and where H or W is not a multiple of the patch.
+
+    >>> patchify(Tensor(np.zeros((2, 3, 8, 12), np.float32)), (4, 4)).shape
+    (2, 6, 48)
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {images.shape}")
+    (b, c, h, w), (p, q) = images.shape, patch_size
+    if h % p or w % q:
+        raise ValueError(f"patch_size {patch_size} must divide the image size {(h, w)}")
+    rows, columns = h // p, w // q
+    patches = images.reshape(b, c, rows, p, columns, q).transpose(0, 2, 4, 1, 3, 5)
+
+    def pullback(dy):
+        return dy.reshape(b, rows, columns, c, p, q).transpose(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+    return patches.reshape(b, rows * columns, c * p * q), pullback
+
+
+@op
 def concatenate(*arrays, axis=0):
     """The arrays one after another along ``axis``; the pullback cuts the cotangent at the same places.
 
@@ -52,6 +78,32 @@ def concatenate(*arrays, axis=0):
         return tuple(xp.split(dy, ends[1:-1], axis=axis))
 
     return xp.concatenate(arrays, axis=axis), pullback
+
+
+@op
+def shift(x, down, right):
+    """The last two axes moved by whole places, over the edge and lost; zeros come in: y[i, j] = x[i − down, j − right].
+
+    What was moved is moved back: the pullback shifts by (−down, −right).
+
+    >>> shift(Tensor([[1.0, 2.0], [3.0, 4.0]]), 0, 1).numpy()
+    array([[0., 1.],
+           [0., 3.]], dtype=float32)
+    """
+    return _shifted(x, down, right), lambda dy: _shifted(dy, -down, -right)
+
+
+def _shifted(x: Array, down: int, right: int) -> Array:
+    y = array_module(x).zeros(x.shape, x.dtype)
+    (to_rows, rows), (to_columns, columns) = _overlap(down, x.shape[-2]), _overlap(right, x.shape[-1])
+    y[..., to_rows, to_columns] = x[..., rows, columns]
+    return y
+
+
+def _overlap(places: int, length: int) -> tuple[slice, slice]:
+    """Where an axis and itself, moved by so many places, overlap: as seen by the moved one, and by the other."""
+    places = max(-length, min(places, length))
+    return slice(max(places, 0), length + min(places, 0)), slice(max(-places, 0), length - max(places, 0))
 
 
 @op
@@ -117,15 +169,22 @@ def put_tokens(x, ids, num_tokens):
 
 
 def _check_ids(ids: Array, batch: int, tokens: int) -> Array:
-    """The column of row numbers (B, 1) that goes with ``ids`` in an index; ids must name distinct tokens."""
-    xp = array_module(ids)
+    """The column of row numbers (B, 1) that goes with ``ids`` in an index; ids must name distinct tokens.
+
+    On a GPU that is taken on trust: to look at the ids, the host would have to wait for them.
+    """
     if ids.ndim != 2 or len(ids) != batch or ids.dtype.kind not in "iu":
         raise ValueError(f"ids must be integers of shape ({batch}, K), got {ids.dtype} of shape {ids.shape}")
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= tokens):
+    on_host = isinstance(ids, np.ndarray)
+    if on_host and ids.size and (int(ids.min()) < 0 or int(ids.max()) >= tokens):
         raise ValueError(f"ids must lie in 0 … {tokens - 1}, got {int(ids.min())} … {int(ids.max())}")
-    rows = xp.arange(batch)[:, None]
-    seen = xp.zeros((batch, tokens), bool)
-    seen[rows, ids] = True
-    if int(seen.sum()) != ids.size:
+    rows = array_module(ids).arange(batch)[:, None]
+    if on_host and _count_different(rows, ids, tokens) != ids.size:
         raise ValueError("ids must not repeat within a row: the gradient of a token taken twice is not implemented")
     return rows
+
+
+def _count_different(rows: np.ndarray, ids: np.ndarray, tokens: int) -> int:
+    seen = np.zeros((len(ids), tokens), bool)
+    seen[rows, ids] = True
+    return np.count_nonzero(seen)

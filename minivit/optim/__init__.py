@@ -1,7 +1,7 @@
 """Optimizers, over flat parameters."""
 
 from minivit.optim.adamw import AdamW
-from minivit.optim.clip import clip_grad_norm
+from minivit.optim.clip import clip_grad_norm, norm_and_scale
 from minivit.optim.ema import EMA
 from minivit.optim.optimizer import Optimizer
 from minivit.optim.parameters import FlatParameters, weight_decay_groups
@@ -9,5 +9,6 @@ from minivit.optim.schedule import warmup_cosine
 from minivit.optim.sgd import SGD
 
 __all__ = [
-    "EMA", "SGD", "AdamW", "FlatParameters", "Optimizer", "clip_grad_norm", "warmup_cosine", "weight_decay_groups",
+    "EMA", "SGD", "AdamW", "FlatParameters", "Optimizer", "clip_grad_norm", "norm_and_scale", "warmup_cosine",
+    "weight_decay_groups",
 ]  # fmt: skip

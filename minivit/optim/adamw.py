@@ -4,8 +4,32 @@ import math
 from typing import Any
 
 from minivit.backend import Array, array_module
-from minivit.optim.optimizer import Optimizer
+from minivit.optim.optimizer import Optimizer, scaled
 from minivit.optim.parameters import Groups
+
+
+def adamw(
+    numbers: Array, scale: Array | None, p: Array, g: Array, m: Array, v: Array, scratch: Array | None = None
+) -> None:
+    """One step of ``AdamW`` in place: 1 − ηλ, β₁, 1 − β₁, β₂, 1 − β₂, ε√c₂ and η√c₂/c₁ are the ``numbers``."""
+    if scale is not None:
+        return scaled(adamw, numbers, scale, p, g, m, v)
+    xp = array_module(p)
+    scratch = xp.empty_like(p) if scratch is None else scratch
+    decay, beta1, rest1, beta2, rest2, eps, rate = numbers
+    p *= decay
+    m *= beta1
+    xp.multiply(g, rest1, out=scratch)
+    m += scratch
+    v *= beta2
+    xp.multiply(g, g, out=scratch)
+    scratch *= rest2
+    v += scratch
+    xp.sqrt(v, out=scratch)
+    scratch += eps
+    xp.divide(m, scratch, out=scratch)
+    scratch *= rate
+    p -= scratch
 
 
 class AdamW(Optimizer):
@@ -41,6 +65,7 @@ class AdamW(Optimizer):
     """
 
     state_names = ("exp_avg", "exp_avg_sq")
+    formula = staticmethod(adamw)
 
     def __init__(
         self,
@@ -52,22 +77,8 @@ class AdamW(Optimizer):
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(self, group: dict[str, Any], p: Array, g: Array, scratch: Array, *state: Array) -> None:
-        xp = array_module(p)
-        m, v = state
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         c1, root_c2 = 1 - beta1**self.steps, math.sqrt(1 - beta2**self.steps)
-
-        p *= 1 - group["lr"] * group["weight_decay"]
-        m *= beta1
-        xp.multiply(g, 1 - beta1, out=scratch)
-        m += scratch
-        v *= beta2
-        xp.multiply(g, g, out=scratch)
-        scratch *= 1 - beta2
-        v += scratch
-        xp.sqrt(v, out=scratch)
-        scratch += group["eps"] * root_c2
-        xp.divide(m, scratch, out=scratch)
-        scratch *= group["lr"] * root_c2 / c1
-        p -= scratch
+        decay, rate = 1 - group["lr"] * group["weight_decay"], group["lr"] * root_c2 / c1
+        return decay, beta1, 1 - beta1, beta2, 1 - beta2, group["eps"] * root_c2, rate

@@ -5,9 +5,15 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minivit.backend import array_module
+from minivit.backend import Array, array_module, implementation
 from minivit.optim.optimizer import Optimizer
 from minivit.optim.parameters import FlatParameters
+
+
+def move_average(average: Array, p: Array, decay: float) -> None:
+    """a ← d a + (1 − d) p, in place."""
+    average *= decay
+    average += (1 - decay) * p
 
 
 class EMA:
@@ -46,9 +52,7 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         for block in self.flat.blocks():
-            average = self.average[block]
-            average *= decay
-            average += (1 - decay) * self.flat.data[block]
+            implementation(move_average, self.average)(self.average[block], self.flat.data[block], decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,17 +1,25 @@
-"""What all optimizers share: flat parameters, groups with options, state that can be saved."""
+"""What all optimizers share: flat parameters, groups with options, state that can be saved.
+
+A step has two parts. What changes from step to step, rates and corrections, is a handful of numbers that Python works
+out; the arithmetic on the parameters is a formula that reads these numbers. On a GPU they lie in its memory, so that
+the kernels of a step, once recorded as a CUDA graph, step with the numbers of each time.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from minivit.backend import Array, array_module
+from minivit.backend import Array, array_module, implementation
 from minivit.optim.parameters import FlatParameters, Groups
 
 
 class Optimizer:
-    """Base of the optimizers. A subclass names its state arrays and writes ``update``, which steps one block.
+    """Base of the optimizers. A subclass names its state arrays, its ``formula``, and the ``numbers`` that it reads.
+
+    The formula steps one block: ``formula(numbers, scale, p, g, *state, scratch)`` changes p (n,) and its state in
+    place, along the gradient g (n,); ``scratch`` (n,) may be overwritten, or is None.
 
     ``param_groups`` is a list of dicts with the options of each group (``lr``, ``weight_decay``, …), free to be
     changed between steps. Setting ``optimizer.lr`` sets the learning rate of every group, times its ``lr_scale``
@@ -21,6 +29,7 @@ class Optimizer:
     """
 
     state_names: tuple[str, ...] = ()
+    formula: Callable
 
     def __init__(self, params: Groups, **defaults: Any):
         self.flat = FlatParameters(params)
@@ -30,7 +39,8 @@ class Optimizer:
         self.steps = 0
         self.state = {name: array_module(self.flat.data).zeros_like(self.flat.data) for name in self.state_names}
         self._lr = defaults["lr"]
-        self._scratch = None
+        self._numbers: Array | None = None  # (groups, numbers of the formula), where the parameters lie
+        self._scratch: Array | None = None
 
     @property
     def lr(self) -> float:
@@ -52,20 +62,34 @@ class Optimizer:
 
         Raises RuntimeError where a Parameter is no longer laid out flat.
         """
+        self.prepare()
+        self.apply()
+
+    def prepare(self) -> None:
+        """The part of a step that is Python's: count it, and put its numbers where ``apply`` reads them."""
         self.flat.check()
         self.steps += 1
-        flat = self.flat
-        for group in self.param_groups:
-            for block in flat.blocks(group["slice"]):
-                p, g = flat.data[block], flat.grad[block]
-                if self._scratch is None or self._scratch.size < p.size:
-                    self._scratch = array_module(p).empty_like(p)
-                state = [array[block] for array in self.state.values()]
-                self.update(group, p, g, self._scratch[: p.size], *state)
+        values = [self.numbers(group) for group in self.param_groups]
+        if self._numbers is None:
+            xp = array_module(self.flat.data)
+            self._numbers = xp.empty((len(values), len(values[0])), self.flat.data.dtype)
+        implementation(write, self._numbers)(self._numbers, values)
 
-    def update(self, group: dict[str, Any], p: Array, g: Array, scratch: Array, *state: Array) -> None:
-        """One step of the parameters ``p`` (n,) with gradient ``g``, in place; ``scratch`` (n,) may be overwritten."""
-        raise NotImplementedError(f"{type(self).__name__} has no update()")
+    def apply(self, scale: Array | None = None) -> None:
+        """The part of a step that is arithmetic, with the numbers of the last ``prepare``. On a GPU nothing is read.
+
+        ``scale``, a number on the GPU (see ``norm_and_scale``): the step goes along scale · g; where it is 0, nothing
+        changes, whatever g is.
+        """
+        flat = self.flat
+        for group, numbers in zip(self.param_groups, self._numbers):
+            for block in flat.blocks(group["slice"]):
+                arrays = [array[block] for array in (flat.data, flat.grad, *self.state.values())]
+                implementation(self.formula, flat.data)(numbers, scale, *arrays, self._scratch_for(arrays[0]))
+
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """What the formula reads in step ``self.steps``, for a group with these options."""
+        raise NotImplementedError(f"{type(self).__name__} has no numbers()")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of what the next step depends on besides parameters and options: "step", "exp_avg/head.weight", …"""
@@ -88,6 +112,14 @@ class Optimizer:
             self.flat.load(buffer, own, what=state_name)
         self.steps = int(arrays["step"])
 
+    def _scratch_for(self, p: Array) -> Array | None:
+        """On a CPU the same memory for all blocks, which stays in the cache; a GPU's pool has some for who needs it."""
+        if not isinstance(p, np.ndarray):
+            return None
+        if self._scratch is None or self._scratch.size < p.size:
+            self._scratch = np.empty_like(p)
+        return self._scratch[: p.size]
+
     def _check_options(self, group: Mapping[str, Any], known: set[str]) -> None:
         if unknown := group.keys() - known:
             raise ValueError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
@@ -99,3 +131,21 @@ class Optimizer:
                 raise ValueError(f"{name} must lie in [0, 1), got {group[name]}")
         if not group.get("eps", 1.0) > 0:
             raise ValueError(f"eps must be above 0, or a gradient of 0 would be divided by 0, got {group['eps']}")
+
+
+def write(buffer: Array, values: list[tuple[float, ...]]) -> None:
+    """buffer[i, j] ← values[i][j]: one by one, as arguments of kernels. A copy to a GPU might be waited for."""
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            buffer[i, j] = value
+
+
+def scaled(formula: Callable, numbers: Array, scale: Array, p: Array, g: Array, *state: Array) -> None:
+    """``formula`` along scale · g; where ``scale`` is 0, p and its state get back what they held.
+
+    Fused kernels decide this for themselves, and write nothing.
+    """
+    xp, before = array_module(p), [array.copy() for array in (p, *state)]
+    formula(numbers, None, p, g * scale, *state)
+    for array, old in zip((p, *state), before):
+        array[...] = xp.where(scale > 0, array, old)

@@ -21,7 +21,12 @@ from minivit.backend import Array, array_module, cache_blocks, device_of, to_dev
 
 ALIGNMENT = 16  # elements: in float32 64 bytes, where vector loads and the matrix products of a GPU are fastest
 BLOCK_BYTES = 2**17  # of each of the five arrays of an update, which stay in the cache from one ufunc to the next
-NO_DECAY = frozenset({"pos_embed", "cls_token", "dist_token", "reg_token"})
+NO_DECAY = frozenset(
+    {
+        "pos_embed", "cls_token", "dist_token", "reg_token",
+        "relative_position_bias_table", "relative_attention_bias", "relative_keys", "relative_values", "freqs",
+    }
+)  # fmt: skip
 
 Groups = Iterable[Parameter] | Iterable[tuple[str, Parameter]] | Iterable[Mapping[str, Any]]
 
@@ -135,7 +140,7 @@ def weight_decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]
     """Two groups for an optimizer: what weight decay shrinks, and what it does not.
 
     Decay is for matrices. Left out are vectors (biases, the gains of norms) and, as in timm, the class, distillation
-    and register tokens and the position table, whose length means something. ``model`` has ``named_parameters()``.
+    and register tokens and all tables of positions, whose length means something. ``model`` has ``named_parameters()``.
 
     >>> class Model:
     ...     def named_parameters(self):

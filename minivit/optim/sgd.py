@@ -3,8 +3,25 @@
 from typing import Any
 
 from minivit.backend import Array, array_module
-from minivit.optim.optimizer import Optimizer
+from minivit.optim.optimizer import Optimizer, scaled
 from minivit.optim.parameters import Groups
+
+
+def sgd(numbers: Array, scale: Array | None, p: Array, g: Array, b: Array, scratch: Array | None = None) -> None:
+    """One step of ``SGD`` in place, p ← p − η₁ g − η₂ b; λ, μ, η₁ and η₂ are the ``numbers``."""
+    if scale is not None:
+        return scaled(sgd, numbers, scale, p, g, b)
+    xp = array_module(p)
+    scratch = xp.empty_like(p) if scratch is None else scratch
+    decay, momentum, rate_of_g, rate_of_b = numbers
+    xp.multiply(p, decay, out=scratch)
+    scratch += g
+    b *= momentum
+    b += scratch
+    scratch *= rate_of_g  # 0 without nesterov
+    p -= scratch
+    xp.multiply(b, rate_of_b, out=scratch)
+    p -= scratch
 
 
 class SGD(Optimizer):
@@ -34,6 +51,7 @@ class SGD(Optimizer):
     """
 
     state_names = ("momentum_buffer",)
+    formula = staticmethod(sgd)
 
     def __init__(
         self,
@@ -47,17 +65,7 @@ class SGD(Optimizer):
             raise ValueError("nesterov looks ahead along the momentum: it needs momentum above 0")
         super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    def update(self, group: dict[str, Any], p: Array, g: Array, scratch: Array, *state: Array) -> None:
-        xp = array_module(p)
-        (b,) = state
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
         lr, momentum = group["lr"], group["momentum"]
-        xp.multiply(p, group["weight_decay"], out=scratch)
-        scratch += g
-        b *= momentum
-        b += scratch
-        if group["nesterov"]:  # − η (g + μ b), as − η g and then − η μ b
-            scratch *= lr
-            p -= scratch
-            lr *= momentum
-        xp.multiply(b, lr, out=scratch)
-        p -= scratch
+        rates = (lr, lr * momentum) if group["nesterov"] else (0.0, lr)
+        return group["weight_decay"], momentum, *rates

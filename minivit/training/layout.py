@@ -21,7 +21,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minivit.autograd import Tensor
@@ -124,7 +123,10 @@ def choose_layout(
     often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be without a price:
     800 uses of each weight, and 2.5 MB in the largest activation. A worker for every core that this process has for
     itself, as long as each has half a megabyte of it. (A network that is too small for threads is none too small for
-    ranks, which share no lock.) On a GPU a batch is one piece.
+    ranks, which share no lock.) For a model on a GPU a batch is one piece, unless ``micro_batch`` is given, which saves
+    memory: the GPU's own cores share the work out among themselves.
+
+    Raises ValueError for several workers on a GPU.
 
     >>> from minivit.models import create_model
     >>> choose_layout(create_model("vit_tiny_patch16_224"), np.zeros((1, 3, 224, 224), np.float32), 64, workers=2)
@@ -132,8 +134,13 @@ def choose_layout(
     """
     ranks = ranks or Ranks()
     share = -(-batch_size // ranks.size)
-    if not isinstance(images, np.ndarray):
-        return Layout(workers or 1, micro_batch, ranks)
+    if model.device != "cpu":
+        if workers not in (None, 1):
+            raise ValueError(
+                f"workers must be 1 for a model on {model.device}, got {workers}: threads are for the cores of a CPU; "
+                "for several GPUs start several ranks, and for less memory give a smaller micro_batch"
+            )
+        return Layout(1, micro_batch, ranks)
     activation, uses = _size_of_an_image(model, images[:1])
     if workers is None:
         workers = max(1, min(available_cores() // ranks.neighbours, share, share * activation // WORKER_BYTES))

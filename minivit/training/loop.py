@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,60 +23,19 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from minivit.backend import to_device
+from minivit.cuda import precision
 from minivit.data.loader import Loader
-from minivit.nn import Module
+from minivit.nn import Module, on_device_of
 from minivit.ops import cross_entropy
 from minivit.optim import EMA, Optimizer, warmup_cosine
 from minivit.training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
+from minivit.training.config import TrainConfig
 from minivit.training.evaluation import evaluate
 from minivit.training.files import remove
 from minivit.training.interrupt import Interrupt, Interrupted
 from minivit.training.layout import Layout, choose_layout
 from minivit.training.log import append_log, cut_log
 from minivit.training.step import NonFiniteLoss, StepResult, train_step
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The data, its batches and the optimizer's options belong to ``Loader`` and ``Optimizer``.
-
-    - ``lr``, ``min_lr``, ``warmup_epochs``: the rate's peak, its end, and when it peaks; see ``warmup_cosine``
-    - ``clip``: the largest norm of the gradient; None leaves it
-    - ``ema``: decay of the moving average that is evaluated instead of the weights; None keeps none
-    - ``seed``: of dropout and drop-path
-    - ``save_epochs``, ``save_seconds``: save ``last.npz`` every so many epochs, and within an epoch after so long
-    - ``log_steps``: log every so many steps, besides every epoch; None logs epochs only
-    - ``progress``: show a bar (on a terminal) and a line for each epoch
-    - ``resume_hint``: what the user is told to say to go on after an interruption
-
-    Raises ValueError for values that make no run.
-    """
-
-    run_dir: str | Path
-    epochs: int
-    lr: float = 1e-3
-    min_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    ema: float | None = None
-    seed: int = 0
-    save_epochs: int = 1
-    save_seconds: float | None = None
-    log_steps: int | None = None
-    progress: bool = True
-    resume_hint: str = "resume=True"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "save_epochs", "log_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(f"warmup_epochs must lie in 0 … {self.epochs} (epochs), got {self.warmup_epochs}")
-
-
-FREE = {"run_dir", "save_epochs", "save_seconds", "log_steps", "progress", "resume_hint"}  # may change on resuming
 
 
 @dataclass
@@ -122,7 +81,8 @@ def fit(
 
     ``layout`` says how the batches are cut over ranks, threads and pieces; by default what ``choose_layout`` finds for
     this process alone. It changes the result by rounding only, and may change when a run is resumed. Of several ranks
-    all call ``fit`` with the same arguments; the first of them reads, writes and prints.
+    all call ``fit`` with the same arguments; the first of them reads, writes and prints. The data set may stay on the
+    host: each batch is moved to the model's device once. A run may be resumed on another device.
 
     ``meta`` is saved with every checkpoint, besides the data set's name, classes, mean and std: give what rebuilds
     the model, {"model": name, "arguments": {…}}. With ``resume`` the run in ``run_dir`` goes on where it was saved.
@@ -143,28 +103,33 @@ def fit(
     >>> fit(model, AdamW(model.named_parameters()), Loader(data, 4), Loader(data, 8), config).test_accuracy
     1.0
     """
-    layout = layout or choose_layout(model, train.dataset.normalise(train.dataset.images[:1]), train.batch_size)
-    run = _Run(model, optimizer, train, test, config, dict(meta or {}), layout)
-    ranks = layout.ranks
-    with ranks.together(agreed=(Interrupted, NonFiniteLoss)), layout, Interrupt(ranks.any) as interrupt:
-        run.start(resume, overwrite)
-        try:
-            while run.progress.epoch < config.epochs:
-                run.train_epoch(interrupt)
-                run.finish_epoch(interrupt)
-        except Interrupted as error:
-            run.save("last.npz")
-            raise Interrupted(
-                f"{error} after {run.progress.step} of {run.total_steps} steps, and saved: "
-                f"{config.resume_hint} goes on from {run.folder / 'last.npz'}"
-            ) from None
-        except NonFiniteLoss as error:
-            run.save("nonfinite.npz")
-            raise NonFiniteLoss(
-                f"{error}. The weights before this step are in {run.folder / 'nonfinite.npz'}; earlier checkpoints are "
-                "as they were. A lower learning rate, a longer warm-up or a clipped gradient may help",
-                error.first,
-            ) from error
+    if config.precision != "fp32" and model.device == "cpu":
+        raise ValueError(
+            f"precision {config.precision!r} is for a GPU, and the model is on the CPU: leave it at 'fp32'"
+        )
+    with on_device_of(model), precision(config.precision):
+        layout = layout or choose_layout(model, train.dataset.normalise(train.dataset.images[:1]), train.batch_size)
+        run = _Run(model, optimizer, train, test, config, dict(meta or {}), layout)
+        ranks = layout.ranks
+        with ranks.together(agreed=(Interrupted, NonFiniteLoss)), layout, Interrupt(ranks.any) as interrupt:
+            run.start(resume, overwrite)
+            try:
+                while run.progress.epoch < config.epochs:
+                    run.train_epoch(interrupt)
+                    run.finish_epoch(interrupt)
+            except Interrupted as error:
+                run.save("last.npz")
+                raise Interrupted(
+                    f"{error} after {run.progress.step} of {run.total_steps} steps, and saved: "
+                    f"{config.resume_hint} goes on from {run.folder / 'last.npz'}"
+                ) from None
+            except NonFiniteLoss as error:
+                run.save("nonfinite.npz")
+                raise NonFiniteLoss(
+                    f"{error}. The weights before this step are in {run.folder / 'nonfinite.npz'}; earlier checkpoints "
+                    "are as they were. A lower learning rate, a longer warm-up or a clipped gradient may help",
+                    error.first,
+                ) from error
     return run.result()
 
 
@@ -181,7 +146,8 @@ class _Run:
     ):
         self.model, self.optimizer, self.config = model, optimizer, config
         self.layout, self.ranks = layout, layout.ranks
-        self.train, self.test = (loader.shard(self.ranks.rank, self.ranks.size) for loader in (train, test))
+        loaders = (loader.shard(self.ranks.rank, self.ranks.size) for loader in (train, test))
+        self.train, self.test = (loader.to(model.device) for loader in loaders)
         self.folder = Path(config.run_dir)
         self.log = self.folder / "log.jsonl"
         self.ema = None if config.ema is None else EMA(optimizer, config.ema, warmup=True)
@@ -198,7 +164,7 @@ class _Run:
     def settings(self) -> dict[str, Any]:
         """What must be the same for a resumed run to continue bit for bit."""
         train, groups = self.train, self.optimizer.param_groups
-        settings = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in FREE}
+        settings = self.config.settings()
         return settings | {
             "dataset": f"{train.dataset!r}",
             "batch_size": train.batch_size,
@@ -300,7 +266,7 @@ class _Run:
                 self.optimizer.lr = self.learning_rate(progress.step)
                 result = train_step(
                     self.model, self.loss_fn, batch, self.optimizer,
-                    config.seed, progress.step, self.layout, max_norm=config.clip,
+                    config.seed, progress.step, self.layout, config.clip, config.penalties,
                 )  # fmt: skip
                 if self.ema:
                     self.ema.update()

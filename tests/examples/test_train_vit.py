@@ -31,7 +31,7 @@ def test_the_last_line_has_the_figures_of_the_run(trained):
     figures, model = json.loads(trained[1].splitlines()[-1]), RECIPES["shapes"].model
     expected = {
         "example": "train_vit", "dataset": "shapes", "model": model, "seed": 0, "epochs": 1, "train_images": 200,
-        "ranks": 1, "run_dir": str(Path("runs", f"shapes-{model}-0")),
+        "device": "cpu", "ranks": 1, "run_dir": str(Path("runs", f"shapes-{model}-0")),
     }  # fmt: skip
     measured = {"test_accuracy", "test_loss", "seconds", "images_per_second", "workers", "micro_batch"}
     assert figures.keys() == expected.keys() | measured
@@ -130,7 +130,8 @@ def test_options_and_your_own_images(tmp_path):
         "train_vit.py", "--dataset", "folder:animals", "--train-images", 21, "--model", "vit_nano_patch7_28",
         "--size", 28, "--epochs", 2, "--batch-size", 8, "--micro-batch", 3, "--lr", 1e-3, "--ema", 0.9, "--flip",
         "--drop-path", 0.1, "--label-smoothing", 0.1, "--crop", 2, "--weight-decay", 0.1, "--warmup", 0.5, "--clip", 5,
-        "--seed", 3, "--run-dir", "here", "--overwrite", cwd=tmp_path,
+        "--seed", 3, "--run-dir", "here", "--overwrite", "--pos-embed", "rope_axial", "--attn-layer", "lsa",
+        "--embed-layer", "spt", "--penalty", "margin=0.1", "--penalty", "disagreement_output=0.2", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0
     assert "broken.png cannot be read and is left out" in err and "Traceback" not in err
@@ -141,8 +142,11 @@ def test_options_and_your_own_images(tmp_path):
     expected = {"lr": 1e-3, "ema": 0.9, "label_smoothing": 0.1, "clip": 5.0, "warmup_epochs": 1.0, "seed": 3}
     assert {key: settings[key] for key in expected} == expected
     assert settings["augment"] == ["RandomCrop", "RandomHorizontalFlip"]
-    assert settings["arguments"]["drop_path_rate"] == 0.1 and settings["arguments"]["num_classes"] == 2
-    for picture in PICTURES:
+    assert settings["penalties"]["weights"] == {"margin": 0.1, "disagreement_output": 0.2}
+    chosen = {"pos_embed": "rope_axial", "attn_layer": "lsa", "embed_layer": "spt", "drop_path_rate": 0.1}
+    assert {key: settings["arguments"][key] for key in chosen} == chosen
+    assert settings["arguments"]["num_classes"] == 2
+    for picture in (p for p in PICTURES if p != "positions.png"):  # there is no table
         check_picture(tmp_path / "here" / picture)
 
 
@@ -183,6 +187,17 @@ def test_ctrl_c_before_the_training_gets_one_line(monkeypatch):
     monkeypatch.setattr("minivit.backend.reuse_freed_memory", lambda: False)
     monkeypatch.setattr("sys.argv", ["train_vit.py"])
     with pytest.raises(SystemExit, match=r"^train_vit: stopped at once; what was saved before is as it was$"):
+        runpy.run_path(str(ROOT / "examples" / "train_vit.py"), run_name="__main__")
+
+
+def test_a_full_memory_gets_one_line_with_the_way_out(monkeypatch):
+    def full(*args):
+        raise MemoryError("out of 12,884,901,888 bytes")
+
+    monkeypatch.setattr("minivit.data.load", full)
+    monkeypatch.setattr("minivit.backend.reuse_freed_memory", lambda: False)
+    monkeypatch.setattr("sys.argv", ["train_vit.py"])
+    with pytest.raises(SystemExit, match=r"^train_vit: the memory is full \(out of .* smaller --micro-batch, or --rec"):
         runpy.run_path(str(ROOT / "examples" / "train_vit.py"), run_name="__main__")
 
 

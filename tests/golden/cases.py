@@ -193,3 +193,17 @@ def load(case: str) -> dict[str, np.ndarray]:
     """The arrays of a golden file."""
     with np.load(FOLDER / f"{case}.npz") as file:
         return dict(file)
+
+
+def differences(case: str, made: dict[str, np.ndarray]) -> dict[str, float]:
+    """Of each array, the largest difference from the golden file's, in units of its largest entry there.
+
+    Raises KeyError where a name is on one side only, ValueError where shapes differ.
+    """
+    stored = load(case)
+    if odd := stored.keys() ^ made.keys():
+        raise KeyError(f"{case}: only on one side: {', '.join(sorted(odd))}")
+    for name, value in stored.items():
+        if value.shape != made[name].shape:
+            raise ValueError(f"{case}: {name} has shape {made[name].shape}, the reference's {value.shape}")
+    return {name: float(abs(made[name] - value).max() / abs(value).max()) for name, value in stored.items()}

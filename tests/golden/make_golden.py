@@ -3,8 +3,8 @@
     python -m tests.golden.make_golden           writes tests/golden/*.npz
     python -m tests.golden.make_golden --check   exits with 1 where a file says something else
 
-Needs torch, timm and transformers; the files were written with 2.13, 1.0.31 and 5.23. Nothing is downloaded: all
-weights are random.
+Needs torch, timm, transformers and vit-pytorch; the files were written with 2.13, 1.0.31, 5.23 and 1.26. Nothing is
+downloaded: all weights are random.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.golden import cases, reference
+from tests.golden.positions import golden_positions
+from tests.golden.variants import golden_variants
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,6 +31,8 @@ def golden_files() -> dict[str, Arrays]:
     files["ops"] = golden_ops()
     files["optimizers"] = golden_optimizers()
     files["initialization"] = golden_initialization()
+    files["positions"] = golden_positions()
+    files["variants"] = golden_variants()
     return files
 
 

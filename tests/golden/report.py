@@ -1,4 +1,4 @@
-"""How far minivit's networks are from the references, in the largest difference of any number.
+"""How far minivit's networks and layers are from the references, in the largest difference of any number.
 
     python -m tests.golden.report
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from minivit import Tensor, ops
 from minivit.models import VisionTransformer, create_model
-from tests.golden import cases
+from tests.golden import cases, position_cases, variant_cases
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def main() -> None:
             for what in ("logits", "gradients"):
                 key = f"{cases.MODELS[name].reference}_{what}_{precision}"
                 figures[key] = max(figures.get(key, 0.0), getattr(d, what))
+    for file, differences in {"positions": position_cases.differences, "variants": variant_cases.differences}.items():
+        print(f"\n{file:32} largest difference, relative to the largest entry")
+        for name, difference in differences().items():
+            print(f"{name:32} {difference:9.1e}")
+            key = f"{file}_{cases.load(file)[name].dtype.name}"
+            figures[key] = max(figures.get(key, 0.0), difference)
     print(json.dumps({"report": "parity", "networks": len(cases.MODELS)} | figures))
 
 

@@ -26,9 +26,8 @@ def normalised(x, norm):
 
 def one_head(layer, x, head):
     """softmax(q kᵀ / √d) v for one image (N, D) and one head, with the rows of the weights that belong to the head."""
-    dim = x.shape[1]
-    d = dim // layer.num_heads
-    rows = [slice(part * dim + head * d, part * dim + (head + 1) * d) for part in range(3)]
+    d = layer.head_dim
+    rows = [slice(part * layer.width + head * d, part * layer.width + (head + 1) * d) for part in range(3)]
     q, k, v = (x @ layer.qkv.weight.data[at].T for at in rows)
     if layer.qkv.bias is not None:
         q, k, v = (z + layer.qkv.bias.data[at] for z, at in zip((q, k, v), rows))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from minivit import Tensor, gradcheck, nn
+from minivit import Tensor, gradcheck, nn, ops
 from minivit.random import sampling
 from tests.strategies import arrays, flags, generators, sizes, some_axes
 
@@ -17,7 +17,7 @@ rates = st.sampled_from([0.0, 0.3, 0.8])
 def randomise(module, rng):
     """Weights of standard deviation 0.3 in float64: with much smaller ones gradients are lost in rounding."""
     for parameter in module.parameters():
-        parameter.data = 0.3 * rng.standard_normal(parameter.shape)
+        parameter.data = np.asarray(0.3 * rng.standard_normal(parameter.shape))
     return module
 
 
@@ -34,7 +34,7 @@ def check_gradients(module, x):
 
     if distance_from_corners(module, run, x) < 1e-4:
         reject()
-    return gradcheck(run, x, parameters=dict(module.named_parameters()), eps=1e-5)
+    return gradcheck(run, x, parameters={n: p for n, p in module.named_parameters() if p.requires_grad}, eps=1e-5)
 
 
 def distance_from_corners(module, run, x):
@@ -50,8 +50,13 @@ def distance_from_corners(module, run, x):
             patches = np.sort(output.data[:, module.num_prefix_tokens :], axis=1)
             distances.extend(np.diff(patches[:, -2:], axis=1).ravel())
 
+    rectified = [part for _, part in module.named_modules() if isinstance(part, nn.RectifiedAttention)]
+    for part in rectified:
+        part.weights = lambda scores: distances.append(abs(scores.data).min()) or ops.relu(scores)
     with nn.observe(look):
         run(Tensor(x))
+    for part in rectified:
+        del part.weights
     return min(distances)
 
 
@@ -72,17 +77,18 @@ def on_any_shape(draw, make):
 
 
 @st.composite
-def patch_embeddings(draw):
+def patch_embeddings(draw, kind=nn.PatchEmbed, **options):
     (b, c), grid, patch = (draw(st.tuples(sizes, sizes)) for _ in range(3))
     image = (grid[0] * patch[0], grid[1] * patch[1])
-    return nn.PatchEmbed(image, patch, c, draw(sizes), bias=draw(flags)), draw(arrays((b, c, *image)))
+    return kind(image, patch, c, draw(sizes), bias=draw(flags), **options), draw(arrays((b, c, *image)))
 
 
 @st.composite
-def attentions(draw):
-    heads = draw(st.integers(1, 3))
-    dim = heads * draw(st.integers(1, 3))
-    layer = nn.Attention(dim, heads, draw(flags), draw(flags), draw(rates), draw(rates), EPS)
+def attentions(draw, kind=nn.Attention):
+    heads, width = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    dim = draw(sizes) if (own := draw(flags)) else heads * width
+    options = {"norm_eps": EPS, "head_dim": width if own else None}
+    layer = kind(dim, heads, draw(flags), draw(flags), draw(rates), draw(rates), **options)
     layer.fused_attn = draw(flags)
     return layer, draw(tokens(dim))
 
@@ -100,6 +106,7 @@ def blocks(draw):
     layer = nn.Block(
         dim, heads, draw(st.sampled_from([1.0, 2.5])), draw(flags), draw(flags), draw(rates), draw(rates),
         draw(st.sampled_from([None, 0.1])), draw(rates), EPS, draw(st.sampled_from(ACTIVATIONS)),
+        draw(st.sampled_from(["softmax", "rela", "lsa"])),
     )  # fmt: skip
     return layer, draw(tokens(dim))
 
@@ -109,12 +116,16 @@ CASES = {
     nn.Block: blocks(),
     nn.Dropout: on_any_shape(lambda draw, width: nn.Dropout(draw(rates))),
     nn.DropPath: on_any_shape(lambda draw, width: nn.DropPath(draw(rates))),
+    nn.GatedRMSNorm: on_any_shape(lambda draw, width: nn.GatedRMSNorm(width, EPS)),
     nn.Identity: on_any_shape(lambda draw, width: nn.Identity()),
     nn.LayerNorm: on_any_shape(lambda draw, width: nn.LayerNorm(width, EPS)),
     nn.LayerScale: on_any_shape(lambda draw, width: nn.LayerScale(width)),
     nn.Linear: on_any_shape(lambda draw, width: nn.Linear(width, draw(sizes), bias=draw(flags))),
+    nn.LocalitySelfAttention: attentions(nn.LocalitySelfAttention),
     nn.Mlp: mlps(),
     nn.PatchEmbed: patch_embeddings(),
+    nn.RectifiedAttention: attentions(nn.RectifiedAttention),
+    nn.ShiftedPatchEmbed: patch_embeddings(nn.ShiftedPatchEmbed, norm_eps=EPS),
 }
 
 

@@ -23,12 +23,12 @@ def test_parameters_have_pytorchs_names_and_shapes(bias):
 
 
 def test_a_layer_on_its_own_starts_as_pytorchs_and_unlike_its_neighbour():
-    first, second = Linear(100, 50), Linear(100, 50)
+    first, second = Linear(100, 500), Linear(100, 500)
     for p in (*first.parameters(), *second.parameters()):
         assert p.dtype == np.float32
         assert 0.095 < abs(p.data).max() <= 0.1  # 1 / √fan_in
         assert abs(p.data.std() * 3**0.5 - 0.1) < 0.02
-    assert not (first.weight.data == second.weight.data).any()
+    assert (first.weight.data == second.weight.data).mean() < 0.01
 
 
 def test_inside_deferred_a_layer_starts_at_zero():

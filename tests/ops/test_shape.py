@@ -4,17 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Tensor
-from minivit.ops import broadcast_to, concatenate, getitem, put_tokens, reshape, take_tokens, transpose
+from minivit.ops import broadcast_to, concatenate, getitem, patchify, put_tokens, reshape, take_tokens, transpose
 from tests.rules import cotangent
 from tests.strategies import CASES
 
 
-@pytest.mark.parametrize("name", ["reshape", "transpose", "concatenate"])
+@pytest.mark.parametrize("name", ["reshape", "transpose", "concatenate", "patchify"])
 @given(data=st.data())
 def test_moving_numbers_there_and_back(name, data):
     """The pullback of an op that only moves numbers is its inverse: applied to the value, it gives the argument."""
     case = data.draw(CASES[name])
-    op = {"reshape": reshape, "transpose": transpose, "concatenate": concatenate}[name]
+    op = {"reshape": reshape, "transpose": transpose, "concatenate": concatenate, "patchify": patchify}[name]
     value, pullback = op.raw(*case.args, **case.options)
     back = pullback(value)
     for x, again in zip(case.args, back if isinstance(back, tuple) else (back,)):
@@ -73,3 +73,5 @@ def test_shapes_that_do_not_fit():
         broadcast_to(x, (3, 3))
     with pytest.raises(ValueError, match="must match exactly"):
         concatenate(x, Tensor(np.ones((2, 4))))
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\), got \(2, 3\)"):
+        patchify(x, (1, 1))

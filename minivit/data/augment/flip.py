@@ -28,6 +28,4 @@ class RandomHorizontalFlip:
     def __call__(self, images: Array, samples: Array, seed: int, epoch: int) -> Array:
         xp = array_module(images)
         flipped = uniform(key(seed, "flip", epoch), samples, xp=xp) < self.p  # (B,)
-        result = images.copy()
-        result[flipped] = images[flipped][..., ::-1]
-        return result
+        return xp.where(flipped[:, None, None, None], images[..., ::-1], images)

@@ -1,15 +1,18 @@
 """Many small trainings, some at a time: for examples that compare variants over seeds.
 
-Each job runs in a process of its own and keeps to one core, as small networks do best. Its figures are written to a
-file when it is done. So a sweep can be interrupted, and goes on with what is missing when it is started again.
+Each job runs in a process of its own and keeps to one core, as small networks do best. That process writes the job's
+figures to a file when it is done. So a sweep can be interrupted, and goes on with the jobs that are missing when it is
+started again.
 """
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from minivit.backend import reuse_freed_memory
-from minivit.training import available_cores
+from minivit.training import Interrupted, available_cores
 from minivit.training.files import replacing
 
 Job = dict  # of plain values: what a run depends on
@@ -28,23 +31,28 @@ def sweep(run: Callable[[Job], Figures], jobs: list[Job], folder: Path, title: s
     """``run(job)`` for every job, as many at a time as there are cores; in the order of the jobs, with their figures.
 
     ``run`` is a function of a module (not a lambda), since other processes import it. What is found in ``folder`` from
-    an earlier start is not run again.
+    an earlier start is not run again. Raises RuntimeError, which names the job, for one that failed; after that, and
+    after Ctrl-C, the jobs that are running are stopped, and those that were done are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{_name(job)}.json" for job in jobs]
     missing = [(job, path) for job, path in zip(jobs, paths) if not path.exists()]
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=title, unit="run", disable=None)
     cores = max(1, min(available_cores(), len(missing)))
+    others = set(active_children())
     with bar, ProcessPoolExecutor(cores, get_context("spawn"), _settle) as pool:
-        pending = {pool.submit(run, job): (job, path) for job, path in missing}
+        pending = {pool.submit(_do, run, job, path): job for job, path in missing}
         try:
             for future in as_completed(pending):
-                job, path = pending[future]
-                with replacing(path) as file:
-                    file.write(json.dumps({"job": job, "figures": future.result()}).encode())
+                try:
+                    future.result()
+                except BrokenProcessPool as error:  # killed, perhaps where the memory was full
+                    raise RuntimeError(f"a process ended without a word, maybe in {pending[future]}: {error}") from None
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.kill()  # a training listens to politer signals; files are whole, or not there
             raise
     return [(job, json.loads(path.read_text(encoding="utf-8"))["figures"]) for job, path in zip(jobs, paths)]
 
@@ -78,5 +86,20 @@ def _name(job: Job) -> str:
 
 def _settle() -> None:
     """In each process, before its first job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also where a training listens to it
     threadpool_limits(1)
     reuse_freed_memory()
+
+
+def _do(run: Callable[[Job], Figures], job: Job, path: Path) -> None:
+    """One job, in its process. An exception goes back as a sentence, as not all of them can be sent."""
+    try:
+        figures = run(job)
+    except Interrupted:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"the run {job} failed: {type(error).__name__}: {error}") from None
+    with replacing(path) as file:
+        file.write(json.dumps({"job": job, "figures": figures}).encode())

@@ -26,7 +26,9 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(tasks: Mapping[str, Task], rounds: int, title: str) -> dict[str, np.ndarray]:
+def take_turns(
+    tasks: Mapping[str, Task], rounds: int, title: str, clock: Callable[[Callable[[], object]], float] = seconds_of
+) -> dict[str, np.ndarray]:
     """Seconds of each task, one entry a round; in a round each has its turn, so what else the machine does meets all.
 
     Before the rounds each runs once, unmeasured: compilation, first touch of memory. A task's context is entered for
@@ -36,7 +38,7 @@ def take_turns(tasks: Mapping[str, Task], rounds: int, title: str) -> dict[str, 
     for number in trange(1 + rounds, desc=title, leave=False, disable=None):
         for name, (inside, run) in tasks.items():
             with inside:
-                taken = seconds_of(run)
+                taken = clock(run)
             if number:
                 seconds[name].append(taken)
     return {name: np.array(taken) for name, taken in seconds.items()}

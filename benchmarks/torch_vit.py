@@ -78,6 +78,69 @@ class TorchContender:
         return {name: p.grad.numpy() for name, p in self.model.named_parameters()}
 
 
+class TorchOnGpu:
+    """A training step as PyTorch's users make it on a GPU, in bf16 by autocast or with products in TF32; fused AdamW.
+
+    The network is timm's where that is installed, with the weights of ``model``, which was made with ``options``.
+    ``exact``: in float64, for comparisons.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, options: dict, precision: str, compiled: bool = False, exact: bool = False,
+        device: str = "cuda",
+    ):  # fmt: skip
+        self.device, self.half = device, precision == "bf16" and not exact
+        self.model = timm_twin(model, options).to(device, torch.float64 if exact else torch.float32)
+        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
+        own = dict(self.model.named_parameters())
+        groups = weight_decay_groups(model, weight_decay=0.05)
+        groups = [group | {"params": [own[name] for name, _ in group["params"]]} for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+        torch.set_float32_matmul_precision("high")  # TF32; float64 is not changed by it
+
+    def batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """On the device, in the type of the weights."""
+        x = torch.from_numpy(images).to(self.device, next(self.model.parameters()).dtype)
+        return x, torch.from_numpy(labels).to(self.device)
+
+    def backward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The logits; gradients are where PyTorch puts them."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            logits = self.forward(images)
+            loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        return logits
+
+    def training(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.backward(images, labels)
+        self.optimizer.step()
+
+    def seen(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Logits and gradients of a batch, by name, in float64."""
+        found = {"logits": self.backward(*self.batch(images, labels))}
+        found |= {name: p.grad for name, p in self.model.named_parameters()}
+        return {name: x.detach().double().cpu().numpy() for name, x in found.items()}
+
+
+def timm_twin(model: VisionTransformer, options: dict) -> nn.Module:
+    """timm's network of these arguments, or ``TorchViT``, with the weights of ``model``."""
+    try:
+        from timm.models.vision_transformer import VisionTransformer as Timm
+    except (ImportError, RuntimeError):  # or it does not go with the torchvision that is installed
+        return TorchViT(model)
+    network = Timm(**{name: value for name, value in options.items() if name not in ("weight_init", "norm_eps")})
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in model.state_dict().items()})
+    return network
+
+
+def release(compiled: bool = False) -> None:
+    """Give memory that PyTorch keeps for later back to the GPU, and with ``compiled`` forget what was compiled."""
+    if compiled:
+        torch._dynamo.reset()
+    torch.cuda.empty_cache()
+
+
 def load(compiler: bool) -> None:
     """Have all imported that PyTorch imports when it first computes, so that it does not count as memory of a step."""
     x = torch.zeros(1, requires_grad=True)

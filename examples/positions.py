@@ -231,11 +231,11 @@ def nearness(table: np.ndarray, grid: tuple[int, int]) -> tuple[float, float]:
     >>> y, x = np.indices((3, 3)).reshape(2, -1)
     >>> table = np.stack([np.cos(x / 2), np.sin(x / 2), np.cos(y / 2), np.sin(y / 2)], axis=1)
     >>> [round(r, 2) for r in nearness(table, (3, 3))]
-    [0.97, 0.57]
+    [0.99, 0.59]
     """
-    places = np.indices(grid).reshape(2, -1)
-    first, second = np.triu_indices(places.shape[1], 1)
-    in_grid = np.linalg.norm(places[:, first] - places[:, second], axis=0)
+    at = np.indices(grid).reshape(2, -1)
+    first, second = np.triu_indices(at.shape[1], 1)
+    in_grid = np.linalg.norm(at[:, first] - at[:, second], axis=0)
     alike = similarity(table)[first, second]
     return tuple(float(np.corrcoef(alike, -distance)[0, 1]) for distance in (in_grid, second - first))
 

@@ -2,7 +2,8 @@
 
 ``dev``, the default, tries the same 50 examples everywhere and every time: a fresh clone passes or fails alike on all
 machines, and nobody meets a rare failure that another cannot repeat. ``ci`` tries the same 200. ``thorough`` draws 1000
-new examples in each run, for finding what the others missed; it prints a line that repeats a failure.
+new examples in each run, for finding what the others missed; it prints a line that repeats a failure. ``gpu`` tries 10,
+for a GPU, where kernels are compiled for each shape.
 """
 
 import os
@@ -16,7 +17,17 @@ common = {"deadline": None, "print_blob": True}  # the first example of a test w
 settings.register_profile("dev", max_examples=50, derandomize=True, **common)
 settings.register_profile("ci", max_examples=200, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=1000, **common)
+settings.register_profile("gpu", max_examples=10, derandomize=True, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(scope="module", params=["twin", pytest.param("cupy", marks=pytest.mark.gpu)])
+def gpu(request):
+    """CuPy's strict twin, and with ``-m gpu`` CuPy: ``to_device(x, "cuda")`` and ``model.to("cuda")`` work."""
+    from tests.devices import standing_in
+
+    with standing_in(request.param) as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

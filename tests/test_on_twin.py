@@ -1,4 +1,7 @@
-"""Ops, layers and networks on the strict twin of CuPy: nothing that CuPy refuses, no waiting, and NumPy's numbers."""
+"""Ops, layers and networks on the strict twin of CuPy: nothing that CuPy refuses, no waiting, and NumPy's numbers.
+
+With ``-m gpu`` the same on a GPU, where kernels stand in for the formulas.
+"""
 
 import copy
 
@@ -13,23 +16,18 @@ from minivit.autograd import detect_anomaly, op
 from minivit.backend import array_module, to_device
 from minivit.nn import init
 from minivit.random import layer_uniform, sampling, uniform
-from tests.cupy_twin import Device, forbid_synchronisation, ndarray, wrap
+from tests.devices import cupy, moved, no_waiting
 from tests.models.test_vit import networks, small
 from tests.nn import test_gradients as layers
 from tests.rules import cotangent
 from tests.strategies import CASES, Case, flags, generators
 
-pytestmark = pytest.mark.usefixtures("cupy_twin")
-
-
-def moved(x):
-    """An array on the twin's GPU, in the same places of memory, and read-only if it was; all else as it is."""
-    return wrap(x) if isinstance(x, np.ndarray) else x
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def assert_same(on_gpu, on_cpu):
     """Up to rounding: where the order in memory is another (see ``cupy_twin.py``), NumPy adds in another order."""
-    assert (type(on_gpu), type(on_cpu)) == (ndarray, np.ndarray)
+    assert (type(on_gpu), type(on_cpu)) == (cupy().ndarray, np.ndarray)
     assert (on_gpu.dtype, on_gpu.shape) == (on_cpu.dtype, on_cpu.shape)
     tolerance = (1e-12 if on_cpu.dtype == np.float64 else 1e-5) * max(1, abs(on_cpu).max(initial=0))
     np.testing.assert_allclose(on_gpu.get(), on_cpu, rtol=0, atol=tolerance)
@@ -49,7 +47,7 @@ def test_ops(name, data, single):
         return [y.data, *(x.grad for x in args if isinstance(x, Tensor))]
 
     on_gpu = Case(tuple(map(moved, case.args)), {name: moved(option) for name, option in case.options.items()})
-    with forbid_synchronisation():
+    with no_waiting():
         results = value_and_gradients(on_gpu, moved)
     for got, expected in zip(results, value_and_gradients(case, np.asarray)):
         assert_same(got, expected)
@@ -77,7 +75,7 @@ def run(module, x):
     """Output and all gradients, with the same masks on either side."""
     x = Tensor(x, requires_grad=True)
     samples = to_device(np.arange(len(x)), x.device)
-    with forbid_synchronisation():
+    with no_waiting():
         with sampling(seed=0, step=0, samples=samples):
             y = module(x + 0)
         if isinstance(x.data, np.ndarray):
@@ -152,7 +150,7 @@ def test_arrays_on_two_sides_are_told_apart():
 
 def test_ids_and_labels_are_looked_at_on_the_host_only():
     """On a GPU that would make the host wait; shapes and types are known without."""
-    with forbid_synchronisation():
+    with no_waiting():
         loss = ops.cross_entropy(Tensor(moved(np.zeros((1, 2)))), moved(np.array([7])))
         ops.take_tokens(Tensor(moved(np.zeros((1, 2, 3)))), moved(np.array([[1, 1]])))
         with pytest.raises(ValueError, match=r"labels must have shape \(1,\)"):
@@ -169,7 +167,7 @@ def test_a_tensor_on_the_gpu():
     assert repr(x) == "Tensor([1., 2.], requires_grad=True)"
     np.testing.assert_array_equal(x.numpy(), [1.0, 2.0])
     assert (x * x).sum().item() == 5.0
-    assert isinstance(x.sum().data, ndarray)
+    assert isinstance(x.sum().data, cupy().ndarray)
     with no_grad():
         assert_same((2 / x - x / 2).data, np.array([1.5, 0.0]))
 
@@ -184,19 +182,21 @@ def test_random_numbers_are_those_of_the_host(batch, size, seed):
     samples, key = np.arange(batch) * 2**33, (seed, 7)
     expected = uniform(key, samples, (size,))
     on_gpu = to_device(samples, "cuda")
-    with forbid_synchronisation():
+    with no_waiting():
         got = uniform(key, on_gpu, (size,), xp=array_module(on_gpu))
     np.testing.assert_array_equal(got.get(), expected)
     assert got.dtype == np.float32
 
 
-def test_unnamed_samples_are_numbered_on_the_gpu(cupy_twin):
-    with forbid_synchronisation():
-        assert isinstance(layer_uniform(3, (2,), cupy_twin), ndarray)
+def test_unnamed_samples_are_numbered_on_the_gpu(gpu):
+    with no_waiting():
+        assert isinstance(layer_uniform(3, (2,), gpu), gpu.ndarray)
 
 
-def test_a_second_gpu_is_used_where_it_is_current():
-    with Device(1):
+def test_a_second_gpu_is_used_where_it_is_current(gpu):
+    if gpu.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU only")
+    with gpu.cuda.Device(1):
         model = small().astype(np.float32).to("cuda:1")
         y = model(to_device(np.zeros((1, 1, 8, 12), np.float32), "cuda:1"))
         y.sum().backward()
@@ -209,7 +209,7 @@ def test_attention_maps_are_read_from_the_gpu():
     model, images = small(), np.random.default_rng(0).standard_normal((2, 1, 8, 12))
     on_gpu = attention_maps(copy.deepcopy(model).to("cuda"), moved(images))
     for got, expected in zip(on_gpu, attention_maps(model, images)):
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 def test_recomputation_hands_zeros_to_parameters_that_make_no_difference():

@@ -1,4 +1,7 @@
-"""Optimizers and a training step on the strict twin of CuPy: nothing that CuPy refuses, one wait, the same numbers."""
+"""Optimizers and a training step on the strict twin of CuPy: nothing that CuPy refuses, one wait, the same numbers.
+
+With ``-m gpu`` the same on a GPU.
+"""
 
 import copy
 
@@ -13,9 +16,10 @@ from minivit.data import Batch
 from minivit.models import VisionTransformer
 from minivit.optim import EMA, SGD, AdamW, clip_grad_norm, warmup_cosine, weight_decay_groups
 from minivit.training import Layout, train_step
-from tests.cupy_twin import counted, forbid_synchronisation, ndarray
+from tests.cupy_twin import counted, twin
+from tests.devices import cupy, no_waiting
 
-pytestmark = pytest.mark.usefixtures("cupy_twin")
+pytestmark = pytest.mark.usefixtures("gpu")
 
 OPTIMIZERS = {
     "SGD": lambda groups: SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
@@ -39,7 +43,7 @@ def batch(size, soft=False, dtype=np.float64):
 
 
 def assert_close(on_gpu, on_cpu):
-    assert isinstance(on_gpu, ndarray)
+    assert isinstance(on_gpu, cupy().ndarray)
     assert on_gpu.dtype == on_cpu.dtype
     np.testing.assert_allclose(on_gpu.get(), on_cpu, rtol=1e-7, atol=1e-9)
 
@@ -54,7 +58,7 @@ def test_optimizers_average_and_clipping(name):
         ema = EMA(optimizer, decay=0.9, warmup=True)
         for step in range(3):
             gradients = to_device(rng.standard_normal(optimizer.flat.grad.shape), model.device)
-            with forbid_synchronisation():
+            with no_waiting():
                 optimizer.zero_grad()
                 optimizer.flat.grad += gradients
                 norm = clip_grad_norm(optimizer, max_norm=1.0)
@@ -95,7 +99,7 @@ def test_a_training_step(size, soft, checkpointing, micro_batch, max_norm):
                 result = train_step(model, ops.cross_entropy, there, optimizer, 0, step, layout, max_norm)
         results.append(result)
         models.append(model)
-    assert dict(waits) == {"get": 1}  # the loss and the norm, to see whether they are finite
+    assert dict(waits) == {"get": 1} or cupy() is not twin  # the loss and the norm, to see whether they are finite
     np.testing.assert_allclose(results[1], results[0], rtol=1e-9)
     for ours, theirs in zip(models[1].parameters(), models[0].parameters()):
         assert_close(ours.data, theirs.data)
@@ -106,6 +110,6 @@ def test_a_training_step(size, soft, checkpointing, micro_batch, max_norm):
 def test_forward_and_backward_wait_for_nothing(options):
     model = network(np.float32, init_values=0.1, **options).to("cuda")
     data = batch(3, dtype=np.float32).to("cuda")
-    with forbid_synchronisation():
+    with no_waiting():
         ops.cross_entropy(model(data.images), data.labels, label_smoothing=0.1).backward()
-    assert all(isinstance(p.grad, ndarray) and p.grad.dtype == np.float32 for p in model.parameters())
+    assert all(isinstance(p.grad, cupy().ndarray) and p.grad.dtype == np.float32 for p in model.parameters())

@@ -5,38 +5,28 @@ import numpy as np
 import pytest
 
 from tests.cuda import emulator
-from tests.cupy_twin import installed, twin
+from tests.cupy_twin import twin
+from tests.devices import standing_in
 
 needs_compiler = pytest.mark.skipif(not emulator.COMPILER, reason="g++ compiles the kernels for the CPU: not found")
 
 
 @pytest.fixture(params=[pytest.param("twin", marks=needs_compiler), pytest.param("cupy", marks=pytest.mark.gpu)])
-def xp(request, monkeypatch):
+def xp(request):
     """The twin, or CuPy, in which new memory holds NaN: what a kernel does not write is seen."""
-    if request.param == "twin":
-        module = twin
-        monkeypatch.setattr(twin, "RawModule", emulator.RawModule, raising=False)
-        request.getfixturevalue("installed_twin")
-    else:
-        module = pytest.importorskip("cupy")
-        if not module.cuda.is_available():
-            pytest.skip("no NVIDIA GPU")
-    empty = module.empty
+    with standing_in(request.param) as module, pytest.MonkeyPatch.context() as patch:
+        empty = module.empty
 
-    def poisoned(shape, dtype=float, order="C"):
-        array = empty(shape, dtype)
-        array.view("uint8")[...] = 0xFF  # NaN in every format, −1 in integers
-        return array
+        def poisoned(shape, dtype=float, order="C"):
+            array = empty(shape, dtype)
+            array.reshape(-1).view("uint8")[...] = 0xFF  # NaN in every format, −1 in integers
+            return array
 
-    monkeypatch.setattr(module, "empty", poisoned)
-    monkeypatch.setattr(module, "empty_like", lambda a, dtype=None: poisoned(a.shape, dtype or a.dtype))
-    return module
-
-
-@pytest.fixture
-def installed_twin():
-    with installed():
-        yield
+        patch.setattr(module, "empty", poisoned)
+        patch.setattr(module, "empty_like", lambda a, dtype=None: poisoned(a.shape, dtype or a.dtype))
+        if module is twin:
+            patch.setattr(twin, "RawModule", emulator.RawModule, raising=False)
+        yield module
 
 
 @pytest.fixture(params=["float32", "bfloat16"])

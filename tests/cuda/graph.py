@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 
+from minivit.cuda import blas
 from tests.cuda import emulator
 from tests.cupy_cuda import Stream as PlainStream
 from tests.cupy_cuda import forbid_synchronisation
@@ -115,7 +116,7 @@ def _refused(name: str) -> Callable:
 
 
 def _everything() -> Iterator[tuple[Any, str, Callable]]:
-    """(where, name, function) of all that computes: of the twin, its arrays, and the kernels."""
+    """(where, name, function) of all that computes: of the twin, its arrays, cublasLt, and the kernels."""
     for name, value in vars(twin).items():
         if isinstance(value, (FunctionType, ufunc)):
             yield twin, name, value
@@ -123,6 +124,7 @@ def _everything() -> Iterator[tuple[Any, str, Callable]]:
     for name, value in vars(ndarray).items():
         if isinstance(value, FunctionType) and name not in plain and not name.startswith("__array"):
             yield ndarray, name, value
+    yield blas, "matmul", blas.matmul
     yield emulator.Kernel, "__call__", emulator.Kernel.__call__
 
 

@@ -1,5 +1,6 @@
 """``positions.py``: a sweep of tiny networks from start to end, and what is concluded from figures that are made up."""
 
+import doctest
 import json
 import runpy
 import sys
@@ -201,6 +202,12 @@ def test_what_is_kept_at_the_larger_resolution(positions):
     (claim,) = positions.claims(table | {"rope_axial": table["sincos_mae"]}, chance)
     assert claim.held
     assert positions.claims({"learn": learned, "rel_t5": table["rel_t5"]}, chance) == []
+
+
+def test_the_examples_in_the_docstrings(positions, pictures):
+    for module in (positions, pictures):
+        failed, tried = doctest.testmod(module)
+        assert tried > 0 and failed == 0
 
 
 def test_every_embedding_belongs_to_a_family(positions):

@@ -42,9 +42,17 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         ("_attend", "xp.matmul(a.swapaxes(-1, -2), do, out=dv)", "xp.matmul(a.swapaxes(-1, 2), do, out=dv)"),
     ],
     "k and v are of one shape": [
-        ("scaled_dot_product_attention", "cotangents = tuple((xp.empty(x.shape, x.dtype) for x in (q, k, v)))",
-         "cotangents = tuple((xp.empty(x.shape, x.dtype) for x in (q, v, k)))"),
+        ("scaled_dot_product_attention", "dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, k, v))",
+         "dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, v, k))"),
     ],
+    "the cases fit, so a check may let more pass": [
+        ("scaled_dot_product_attention", "scores = q.shape[:3] + k.shape[2:3]", "scores = k.shape[2:3]"),
+    ],
+    "the walk back sums as well": [
+        ("_attend", "return None if bias_shape is None else unbroadcast(ds, bias_shape)",
+         "return None if bias_shape is None else ds"),
+    ],
+    "in either order": [("_attend", "for product in (dq, dk):", "for product in (dk, dq):")],
     "y has two axes here: axis 1 is axis -1": [
         ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
          "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
@@ -64,6 +72,8 @@ EQUIVALENT = {  # reason: (function, line before, line after)
          "return (_read_as(real, y), pullback)"),
     ],
     "as exact, only slower or larger in memory": [
+        ("_attend", "bias_shape = None if bias is None or not wanted(3) else bias.shape",
+         "bias_shape = None if bias is None or not wanted(2) else bias.shape"),
         ("_read_as", "if x.strides[-1] != x.dtype.itemsize:", "if x.strides != x.dtype.itemsize:"),
         *(("rotate", line.format("real, copy=False"), line.format(arguments))
           for line in ("y = _read_as(pairs, x.astype({})) * turn", "dy = _read_as(pairs, dy.astype({}))")
@@ -85,7 +95,7 @@ OPERATORS = {
     ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
 }  # fmt: skip
 METHODS = {"sum": "mean", "mean": "sum", "max": "min", "maximum": "minimum", "subtract": "add", "zeros": "ones"}
-SYMMETRIC = {"swapaxes", "maximum", "multiply"}  # their arguments may be exchanged
+SYMMETRIC = {"swapaxes", "max", "min", "maximum", "multiply"}  # their arguments may be exchanged
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def _changed_calls(function: ast.expr, arguments: list, keywords: list) -> Itera
     name = ast.unparse(function).rpartition(".")[2]
     if name in {"array_module", "isinstance", "recording", "wanted"}:
         return
-    if name in METHODS:
+    if name in METHODS and isinstance(function, ast.Attribute):
         yield ast.Call(ast.Attribute(function.value, METHODS[name], ast.Load()), arguments, keywords)
     is_method = isinstance(function, ast.Attribute) and ast.unparse(function.value) not in {"xp", "math"}
     if is_method:

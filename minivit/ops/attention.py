@@ -40,15 +40,16 @@ def scaled_dot_product_attention(q, k, v, bias=None, scale=None):
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[:2] == k.shape[:2] and q.shape[3] == k.shape[3]
     if not fits:
         raise ValueError(f"attention needs q (B, H, N, d), k and v (B, H, M, d), got {q.shape}, {k.shape}, {v.shape}")
-    if bias is not None and not (bias.ndim <= 4 and all(n in (1, m) for n, m in zip(bias.shape[::-1], _scores(q, k)))):
-        raise ValueError(f"attention needs a bias like its scores {_scores(q, k)[::-1]}, got {bias.shape}")
+    scores = q.shape[:3] + k.shape[2:3]
+    if bias is not None and (bias.ndim > 4 or any(n not in (1, m) for n, m in zip(bias.shape[::-1], scores[::-1]))):
+        raise ValueError(f"attention needs a bias like its scores {scores}, got {bias.shape}")
     xp = array_module(q)
     out = xp.empty(q.shape, q.dtype)
     attend_pullback = _attend(q, k, v, bias, scale, out)
 
     def pullback(dout):
-        cotangents = tuple(xp.empty(x.shape, x.dtype) for x in (q, k, v))
-        return *cotangents, attend_pullback(dout, *cotangents)
+        dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, k, v))
+        return dq, dk, dv, attend_pullback(dout, dq, dk, dv)
 
     return out, pullback
 
@@ -79,11 +80,6 @@ def self_attention(qkv, num_heads, scale=None):
         return dqkv.reshape(batch, tokens, 3 * width)
 
     return out.reshape(batch, tokens, width), pullback
-
-
-def _scores(q: Array, k: Array) -> tuple[int, ...]:
-    """The shape of S from its last axis to its first: (M, N, H, B)."""
-    return k.shape[2], *q.shape[2::-1]
 
 
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | None, o: Array) -> Callable:

@@ -103,7 +103,7 @@ def _shifted(x: Array, down: int, right: int) -> Array:
 def _overlap(places: int, length: int) -> tuple[slice, slice]:
     """Where an axis and itself, moved by so many places, overlap: as seen by the moved one, and by the other."""
     places = max(-length, min(places, length))
-    return slice(max(places, 0), length + min(places, 0)), slice(max(-places, 0), length - max(places, 0))
+    return slice(max(places, 0), length + places), slice(max(-places, 0), length - places)
 
 
 @op

@@ -131,6 +131,7 @@ def test_ctrl_c_stops_what_is_running_and_keeps_what_is_done(tmp_path, to_all):
     with subprocess.Popen(
         [sys.executable, "program.py"], cwd=tmp_path, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it may be ignored
     ) as process:  # fmt: skip
         worker = int(process.stdout.readline())
         (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)

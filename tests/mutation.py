@@ -49,10 +49,9 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         ("scaled_dot_product_attention", "scores = q.shape[:3] + k.shape[2:3]", "scores = k.shape[2:3]"),
     ],
     "the walk back sums as well": [
-        ("_attend", "return None if bias_shape is None else unbroadcast(ds, bias_shape)",
-         "return None if bias_shape is None else ds"),
+        ("_attend", "dbias = None if bias_shape is None else unbroadcast(ds, bias_shape)",
+         "dbias = None if bias_shape is None else ds"),
     ],
-    "in either order": [("_attend", "for product in (dq, dk):", "for product in (dk, dq):")],
     "y has two axes here: axis 1 is axis -1": [
         ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
          "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
@@ -72,6 +71,8 @@ EQUIVALENT = {  # reason: (function, line before, line after)
          "return (_read_as(real, y), pullback)"),
     ],
     "as exact, only slower or larger in memory": [
+        *(("_attend", "ds = xp.multiply(ds, scale, out=None if dbias is ds else ds)", line)
+          for line in ("ds = xp.multiply(ds, scale)", "ds = xp.multiply(ds, scale, out=None)")),
         ("_attend", "bias_shape = None if bias is None or not wanted(3) else bias.shape",
          "bias_shape = None if bias is None or not wanted(2) else bias.shape"),
         ("_read_as", "if x.strides[-1] != x.dtype.itemsize:", "if x.strides != x.dtype.itemsize:"),

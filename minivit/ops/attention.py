@@ -100,12 +100,12 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | Non
         ds = do @ v.swapaxes(-1, -2)
         ds -= _row_sums(do * o)
         ds *= a
+        dbias = None if bias_shape is None else unbroadcast(ds, bias_shape)  # summed here: ds is large
+        ds = xp.multiply(ds, scale, out=None if dbias is ds else ds)
         xp.matmul(ds, k, out=dq)
         xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
-        for product in (dq, dk):
-            product *= scale
         xp.matmul(a.swapaxes(-1, -2), do, out=dv)
-        return None if bias_shape is None else unbroadcast(ds, bias_shape)  # summed here: ds is large
+        return dbias
 
     return pullback
 

@@ -10,7 +10,7 @@ from minivit.nn.lsa import LocalitySelfAttention
 from minivit.nn.mlp import Mlp
 from minivit.nn.module import Module, evaluating, observe, unobserved
 from minivit.nn.normalization import Identity, LayerNorm, LayerScale
-from minivit.nn.patch_embed import PatchEmbed, to_patches
+from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.position import (
     absolute_table,
     relative_position,
@@ -28,6 +28,6 @@ __all__ = [
     "Attention", "Block", "DropPath", "Dropout", "GatedRMSNorm", "Identity", "LayerNorm", "LayerScale", "Linear",
     "LocalitySelfAttention", "Mlp", "Module", "PatchEmbed", "RectifiedAttention", "ShiftedPatchEmbed",
     "absolute_table", "check_device", "checkpoint", "evaluating", "init", "observe", "on_device_of", "prepend_tokens",
-    "relative_position", "resize_pos_embed", "resize_rel_pos_bias_table", "sincos_2d", "summary", "to_patches",
+    "relative_position", "resize_pos_embed", "resize_rel_pos_bias_table", "sincos_2d", "summary",
     "unobserved",
 ]  # fmt: skip

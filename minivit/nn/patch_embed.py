@@ -25,17 +25,6 @@ def pair(size: int | Size) -> Size:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def to_patches(images: Tensor, patch_size: Size) -> Tensor:
-    """(B, C, H, W) → (B, N, C·P·Q): patches row by row, each flattened as (channel, row, column).
-
-    Raises ValueError where H or W is not a multiple of the patch.
-
-    >>> to_patches(Tensor(np.zeros((2, 3, 8, 12), np.float32)), (4, 4)).shape
-    (2, 6, 48)
-    """
-    return ops.patchify(images, patch_size)
-
-
 class PatchProjection(Module):
     """The Linear of the patch embedding, its weight in the shape of the convolution: (D, C, P, Q)."""
 
@@ -93,7 +82,7 @@ class PatchEmbed(Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """What images of the right shape become."""
-        return self.proj(to_patches(as_tensor(images), self.patch_size))
+        return self.proj(ops.patchify(as_tensor(images), self.patch_size))
 
     def extra_repr(self) -> str:
         return f"img_size={self.img_size}, patch_size={self.patch_size}"

@@ -14,7 +14,7 @@ from minivit import ops
 from minivit.autograd import Tensor
 from minivit.nn.module import as_tensor
 from minivit.nn.normalization import LayerNorm
-from minivit.nn.patch_embed import PatchEmbed, PatchProjection, Size, to_patches
+from minivit.nn.patch_embed import PatchEmbed, PatchProjection, Size
 
 DIRECTIONS = {
     "diagonal": ((-1, -1), (-1, 1), (1, -1), (1, 1)),  # the paper's
@@ -47,4 +47,4 @@ class ShiftedPatchEmbed(PatchEmbed):
     def tokens(self, images: Tensor) -> Tensor:
         images = as_tensor(images)
         moved = [ops.shift(images, self.shift * y, self.shift * x) for y, x in DIRECTIONS[self.directions]]
-        return self.proj(self.norm(to_patches(ops.concatenate(images, *moved, axis=1), self.patch_size)))
+        return self.proj(self.norm(ops.patchify(ops.concatenate(images, *moved, axis=1), self.patch_size)))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Tensor, gradcheck
-from minivit.nn import PatchEmbed, to_patches
+from minivit.nn import PatchEmbed
+from minivit.ops import patchify
 from tests.nn.test_gradients import randomise
 from tests.rules import cotangent
 from tests.strategies import arrays, generators, sizes
@@ -61,12 +62,12 @@ def test_it_is_the_strided_convolution_forward_and_backward(drawn, width, rng):
 def test_patches_come_row_by_row_each_flattened_as_channel_row_column(drawn):
     x, patch_size = drawn
     expected = np.stack([x[at].reshape(len(x), -1) for _, at in windows(x, patch_size)], axis=1)
-    np.testing.assert_array_equal(to_patches(Tensor(x), patch_size).data, expected)
+    np.testing.assert_array_equal(patchify(Tensor(x), patch_size).data, expected)
 
 
 def test_the_patches_of_a_small_image():
     image = np.arange(2 * 4 * 6, dtype=float).reshape(1, 2, 4, 6)
-    patches = to_patches(Tensor(image), (2, 3)).data
+    patches = patchify(Tensor(image), (2, 3)).data
     assert patches.shape == (1, 4, 12)
     assert patches[0, 1].tolist() == [3, 4, 5, 9, 10, 11, 27, 28, 29, 33, 34, 35]  # top right: both rows, both channels
     assert patches[0, 2, 0] == 12
@@ -75,7 +76,7 @@ def test_the_patches_of_a_small_image():
 @given(images())
 def test_gradient_of_cutting(drawn):
     x, patch_size = drawn
-    gradcheck(lambda x: to_patches(x, patch_size), x)
+    gradcheck(lambda x: patchify(x, patch_size), x)
 
 
 @given(images(), sizes)
@@ -105,7 +106,7 @@ def test_a_patch_that_does_not_divide_the_image_gets_a_sentence(img_size, patch_
 @pytest.mark.parametrize("size", [(6, 8), (8, 6)])
 def test_cutting_refuses_what_it_cannot_cut(size):
     with pytest.raises(ValueError, match=r"patch_size \(4, 4\) must divide the image size \("):
-        to_patches(Tensor(np.zeros((1, 1, *size))), (4, 4))
+        patchify(Tensor(np.zeros((1, 1, *size))), (4, 4))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 8, 4), (2, 1, 16, 16), (1, 8, 8), (1, 1, 1, 8, 8)])

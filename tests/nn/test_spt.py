@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Tensor
-from minivit.nn import ShiftedPatchEmbed, to_patches
+from minivit.nn import ShiftedPatchEmbed
+from minivit.ops import patchify
 from tests.strategies import generators
 
 
@@ -26,7 +27,7 @@ def test_a_token_is_the_normalised_patch_of_the_image_and_its_four_shifted_copie
     else:
         places = [(0, shift), (0, -shift), (shift, 0), (-shift, 0)]
     stacked = np.concatenate([images, *(moved(images, *place) for place in places)], axis=1)
-    x = to_patches(Tensor(stacked), (2, 4)).data
+    x = patchify(Tensor(stacked), (2, 4)).data
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.norm.eps)
     expected = x @ layer.proj.weight.data.reshape(3, -1).T + layer.proj.bias.data
     np.testing.assert_allclose(layer(images).data, expected, rtol=1e-4, atol=1e-5)

@@ -1,38 +1,13 @@
 """Learned tables for images of another size: a table is a small image, and is resampled like one.
 
-Resampling one axis is a linear map, so it is written as a matrix of (new, old) weights, and an image is resampled by
-one product for its rows and one for its columns. Pixel i of n covers [i, i + 1) of a length n; pixel i of the new axis
-has its centre at c = (i + ½) old/new on the old one (``align_corners=False``). It takes from old pixel j, at distance
-t = j + ½ − c, with the weight of Keys' cubic convolution kernel (1981, doi:10.1109/TASSP.1981.1163711):
-
-    w(t) = (a + 2)|t|³ − (a + 3)|t|² + 1            |t| < 1
-           a|t|³ − 5a|t|² + 8a|t| − 4a          1 ≤ |t| < 2
-
-A cubic has four coefficients, and each piece has four conditions: w(0) = 1 and w(1) = w(2) = 0, so that old pixels keep
-their values, and the slopes 0 at t = 0 and t = 2 and a at t = 1, so that the curve has no corners. That leaves a: with
-a = −½ parabolas are met exactly.
-
-A smaller axis skips pixels, and what varies faster than the new pixels can show would appear as something slower.
-*Antialiasing* widens the kernel by old/new, so that every old pixel has its share. As in PyTorch: with antialiasing
-a = −½, the axis ends where it ends, and weights are divided by their sum; without, a = −¾ and the last pixels are
-repeated outwards.
+``minivit/interpolation.py`` says how an axis is resampled, and why. As in PyTorch: with antialiasing a = −½, the axis
+ends where it ends, and weights are divided by their sum; without, a = −¾ and the last pixels are repeated outwards.
 """
 
 import numpy as np
 
+from minivit.interpolation import keys_cubic, resampling_weights
 from minivit.nn.position.relative import Grid
-
-
-def keys_cubic(t: np.ndarray, a: float) -> np.ndarray:
-    """The kernel w(t) above.
-
-    >>> keys_cubic(np.array([0.0, 0.5, 1.5, 2.0]), a=-0.5)
-    array([ 1.    ,  0.5625, -0.0625,  0.    ])
-    """
-    t = np.abs(t)
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = a * (((t - 5) * t + 8) * t - 4)
-    return np.where(t < 1, near, np.where(t < 2, far, 0.0))
 
 
 def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
@@ -44,10 +19,9 @@ def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
            [ 0.207,  0.793],
            [-0.088,  1.088]])
     """
-    centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5  # counted from the centre of old pixel 0
     if antialias:
-        weights = keys_cubic((np.arange(old) - centre) / max(old / new, 1.0), a=-0.5)
-        return weights / weights.sum(axis=1, keepdims=True)
+        return resampling_weights(np.arange(new)[:, None], np.arange(old), 0, old, new, "bicubic")
+    centre = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5  # counted from the centre of old pixel 0
     taps = np.floor(centre).astype(int) + np.arange(-1, 3)  # (new, 4)
     weights = keys_cubic(taps - centre, a=-0.75)
     inside = taps.clip(0, old - 1)[:, :, None] == np.arange(old)

@@ -33,7 +33,10 @@ class Optimizer:
 
     def __init__(self, params: Groups, **defaults: Any):
         self.flat = FlatParameters(params)
-        self.param_groups = [{**defaults, "lr_scale": 1.0, **group} for group in self.flat.groups]
+        self.param_groups = [
+            {**defaults, "lr": defaults["lr"] * group.get("lr_scale", 1.0), "lr_scale": 1.0, **group}
+            for group in self.flat.groups
+        ]
         for group in self.param_groups:
             self._check_options(group, {*defaults, "lr_scale", "params", "slice"})
         self.steps = 0

@@ -21,6 +21,9 @@ from minivit.backend import Array, array_module, cache_blocks, device_of, to_dev
 
 ALIGNMENT = 16  # elements: in float32 64 bytes, where vector loads and the matrix products of a GPU are fastest
 BLOCK_BYTES = 2**17  # of each of the five arrays of an update, which stay in the cache from one ufunc to the next
+BEFORE_THE_BLOCKS = frozenset(
+    {"patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token", "mask_token", "norm_pre"}
+)
 NO_DECAY = frozenset(
     {
         "pos_embed", "cls_token", "dist_token", "reg_token",
@@ -160,6 +163,57 @@ def weight_decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]
         {"params": [pair for pair in named if not decays(*pair)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def layer_decay_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Groups for fine-tuning: the nearer a layer is to the images, the smaller its learning rate.
+
+    In a network of L blocks, each layer l has a rate of lr · d^(L + 1 − l), with d = ``layer_decay``:
+
+        l = 0         patches, positions, class, register and mask tokens
+        l = i + 1     block i = 0 … L − 1
+        l = L + 1     what is left: the last norm, and the head, which alone starts from nothing; its rate is lr
+
+    What early layers see in images serves any task, and should move little. (Clark et al., "ELECTRA", 2020,
+    arXiv:2003.10555; BEiT and MAE fine-tune with d = 0.65 to 0.75.) In each layer the parameters are split as
+    ``weight_decay_groups`` does. ``model`` has ``named_parameters()``, with names as in timm. The rates reach the
+    groups as ``lr_scale``, when ``optimizer.lr`` is set, as a schedule does before each step.
+
+    Raises ValueError for a ``layer_decay`` outside (0, 1], and for a model without blocks.
+
+    >>> class Model:
+    ...     def named_parameters(self):
+    ...         names = ["cls_token", "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "head.weight"]
+    ...         return [(name, Parameter([[1.0]])) for name in names]
+    >>> for group in layer_decay_groups(Model(), 0.05, layer_decay=0.5):
+    ...     print([name for name, _ in group["params"]], group["weight_decay"], group["lr_scale"])
+    ['cls_token'] 0.0 0.125
+    ['blocks.0.mlp.fc1.weight'] 0.05 0.25
+    ['blocks.1.mlp.fc1.weight'] 0.05 0.5
+    ['head.weight'] 0.05 1.0
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
+    depth = len({name.split(".")[1] for name, _ in model.named_parameters() if name.startswith("blocks.")})
+    if not depth:
+        raise ValueError(
+            f"layer_decay is for a model with blocks, but no parameter of {type(model).__name__} is in one"
+        )
+
+    def layer(name: str) -> int:
+        first, *rest = name.split(".")
+        if first in BEFORE_THE_BLOCKS:
+            return 0
+        return int(rest[0]) + 1 if first == "blocks" else depth + 1
+
+    layers: dict[tuple[int, float], dict[str, Any]] = {}
+    for group in weight_decay_groups(model, weight_decay):
+        for name, parameter in group["params"]:
+            key = layer(name), group["weight_decay"]
+            scale = layer_decay ** (depth + 1 - key[0])
+            layers.setdefault(key, {"params": [], "weight_decay": key[1], "lr_scale": scale})
+            layers[key]["params"].append((name, parameter))
+    return [layers[key] for key in sorted(layers)]
 
 
 def _listed(groups: Groups) -> list[tuple[list[tuple[str, Parameter]], dict[str, Any]]]:

@@ -148,6 +148,12 @@ def test_groups_have_their_own_options_and_lr_their_scale():
     assert a.item() == pytest.approx(1 - 0.1 * (1 + 0.5)) and b.item() == pytest.approx(1 - 0.01)
 
 
+def test_the_scale_of_a_group_holds_from_the_first_step():
+    a, b, c = Parameter([1.0]), Parameter([1.0]), Parameter([1.0])
+    groups = [{"params": [a]}, {"params": [b], "lr_scale": 0.1}, {"params": [c], "lr": 7.0}]
+    assert [group["lr"] for group in SGD(groups, lr=2.0).param_groups] == [2.0, 0.2, 7.0]
+
+
 @given(SEEDS, st.floats(1e-3, 1e3))
 def test_adamw_does_not_see_the_scale_of_the_loss(seed, scale):
     start, g = generator(seed, "start").normal(size=4), gradients(seed, 5, 4)

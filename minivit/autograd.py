@@ -168,6 +168,23 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad)
 
 
+class Buffer(Parameter):
+    """State that belongs to the weights, but is not trained: the running estimates of BatchNorm.
+
+    It is saved, loaded, moved, converted and sent to other ranks as Parameters are, and stands among them in
+    ``named_parameters``; it has no gradient, no optimizer changes it, and ``num_parameters`` leaves it out. Layers
+    write to its ``data`` in place.
+
+    >>> Buffer([0.0, 1.0])
+    Buffer([0., 1.])
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any):
+        super().__init__(data, requires_grad=False)
+
+
 def op(function: Callable) -> Callable:
     """Lift ``function(*arrays, **options) -> (value, pullback)`` from arrays to Tensors, and record the calls.
 
@@ -239,6 +256,16 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _state.enabled = outer
+
+
+def grad_enabled() -> bool:
+    """Outside of ``no_grad``?
+
+    >>> with no_grad():
+    ...     grad_enabled()
+    False
+    """
+    return _state.enabled
 
 
 @contextmanager

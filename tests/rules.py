@@ -6,6 +6,7 @@ import numpy as np
 
 from minivit import Tensor, gradcheck, ops
 from minivit.autograd import unbroadcast
+from minivit.training import Layout
 from tests.strategies import Case, is_float
 from tests.twins import FORMULAS, TWINS
 
@@ -72,21 +73,59 @@ def ties_share(amax: Callable, case: Case) -> None:
         gradcheck(lambda x: amax(ops.concatenate(x, x - lowered, axis=int(reduced[0])), **case.options), x)
 
 
+def the_first_of_equals_wins(max_pool: Callable, case: Case) -> None:
+    """Of equal pixels the first in the window gets the cotangent: as if each were a little larger than the next."""
+    (x,) = case.args
+    signs = np.sign(x)
+    lowered = signs - 1e-3 * np.arange(x.size).reshape(x.shape) / x.size
+    y, pullback = max_pool.raw(signs, **case.options)
+    dy = cotangent(y)
+    np.testing.assert_array_equal(pullback(dy), max_pool.raw(lowered, **case.options)[1](dy))
+
+
 def nothing_unwanted_is_computed_or_kept(op: Callable, case: Case) -> None:
     """A factor's cotangent needs the other factor only: alone, it is the same; its own factor dies."""
     for i, x in enumerate(case.args):
         if not is_float(x):
             continue
-        y = op(*(Tensor(a, requires_grad=j == i) if is_float(a) else a for j, a in enumerate(case.args)))
+        args = [Tensor(a, requires_grad=j == i) if is_float(a) else a for j, a in enumerate(case.args)]
+        y = op(*args, **case.options)
         dy, pullback = cotangent(y.data), y.node.pullback
-        cotangents, complete = pullback(dy), op.raw(*case.args)[1](dy)
+        cotangents, complete = pullback(dy), op.raw(*case.args, **case.options)[1](dy)
         np.testing.assert_array_equal(cotangents[i], complete[i])
         assert all(cotangents[j] is None for j in (0, 1) if j != i)
         assert not any(np.may_share_memory(x, array) for array in kept(pullback))
 
 
-PRODUCTS = {"linear", "matmul", "rotate"}
+def the_cut_does_not_matter(op: Callable, case: Case) -> None:
+    """An op over the whole batch gives the same numbers where two threads have a part of the batch each.
+
+    Gradients of weights are summed over the parts; mean, biased variance and count are told to each, of the whole.
+    """
+    x, *others = case.args
+    y, pullback = op.raw(*case.args, **case.options)
+    dy, told = cotangent(y), []
+
+    def part(worker: int, piece: slice) -> list[np.ndarray]:
+        y, pullback = op.raw(x[piece], *others, **case.options, report=lambda *numbers: told.append(numbers))
+        return [y, *pullback(dy[piece])]
+
+    with Layout(workers=2) as layout:
+        parts = list(zip(*layout.map(part, len(x), together=True)))
+    together = [*map(np.concatenate, parts[:2]), *map(sum, parts[2:])]
+    for ours, theirs in zip(together, [y, *pullback(dy)], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    axes = (0, *range(2, x.ndim))
+    assert len(told) == len(parts[0])
+    for mean, var, n in told:
+        np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(var, x.var(axes), rtol=1e-9, atol=1e-12)
+        assert n.tolist() == [x.size // x.shape[1]]
+
+
+PRODUCTS = {"conv2d", "linear", "matmul", "rotate"}
 WITH_SOFTMAX = {"cross_entropy", "log_softmax", "scaled_dot_product_attention", "self_attention", "softmax"}
+OVER_THE_BATCH = {"batch_norm"}
 
 
 def check(op: Callable, case: Case) -> float:
@@ -99,6 +138,10 @@ def check(op: Callable, case: Case) -> float:
         large_numbers_do_not_overflow(op, case)
     if op.__name__ in PRODUCTS:
         nothing_unwanted_is_computed_or_kept(op, case)
+    if op.__name__ in OVER_THE_BATCH:
+        the_cut_does_not_matter(op, case)
+    if op.__name__ == "max_pool2d":
+        the_first_of_equals_wins(op, case)
     if op.__name__ == "amax":
         ties_share(op, case)
     return error

@@ -174,6 +174,14 @@ def rms_norms(draw):
 
 
 @st.composite
+def batch_norms(draw):
+    """Channels are the second axis, and have two values each or more."""
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=4).filter(lambda s: np.prod(s) > s[1]))
+    weight, bias = (draw(arrays(shape[1:2])) if draw(flags) else None for _ in range(2))
+    return Case((draw(arrays(shape)), weight, bias), {"eps": draw(st.sampled_from([0.1, 1.0]))})
+
+
+@st.composite
 def attentions(draw):
     batch, heads, queries, keys, width = draw(st.tuples(*[sizes] * 5))
     shapes = [(batch, heads, n, width) for n in (queries, keys, keys)]
@@ -305,7 +313,8 @@ def rotations(draw):
 
 
 CASES: dict[str, st.SearchStrategy[Case]] = {
-    "add": pairs(), "amax": over_axes(distinct), "broadcast_to": broadcasts(), "by_distance": distances(),
+    "add": pairs(), "amax": over_axes(distinct), "batch_norm": batch_norms(), "broadcast_to": broadcasts(),
+    "by_distance": distances(),
     "concatenate": concatenations(), "cross_entropy": cross_entropies(), "div": pairs(nonzero), "exp": elementwise(),
     "gelu": gelus(), "getitem": indexings(), "layer_norm": layer_norms(), "linear": linears(),
     "log": elementwise(positive), "log_softmax": along_an_axis(), "matmul": matmuls(), "mean": over_axes(),
@@ -317,3 +326,7 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "softmax": along_an_axis(), "sqrt": elementwise(positive), "sub": pairs(), "sum": over_axes(),
     "sum_by_distance": weights_by_distance(), "take_tokens": takings(), "transpose": permutations(),
 }  # fmt: skip
+
+from tests.strategies_images import CASES as IMAGE_CASES  # noqa: E402 (it needs what stands above)
+
+CASES |= IMAGE_CASES

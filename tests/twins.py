@@ -52,6 +52,17 @@ def rms_norm(x, weight, eps):
     return x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * weight
 
 
+def batch_norm(x, weight=None, bias=None, eps=1e-5):
+    """By layer_norm, of channels as rows."""
+    others = (0, *range(2, x.ndim))
+    x = x.transpose(1, *others)
+    rows = x.reshape(len(x), -1)
+    rows = layer_norm(rows, np.ones(rows.shape[1]), np.zeros(rows.shape[1]), eps)
+    rows = rows if weight is None else rows * weight[:, None]
+    rows = rows if bias is None else rows + bias[:, None]
+    return rows.reshape(x.shape).transpose(1, 0, *range(2, x.ndim))
+
+
 def linear(x, weight, bias=None):
     """Row by row: the element-wise product with each row of the weight, summed."""
     y = (x.reshape(*x.shape[:-1], 1, -1) * weight).sum(-1)
@@ -153,15 +164,58 @@ def patchify(images, patch_size):
     return np.stack([images[:, :, i : i + p, j : j + q].reshape(batch, -1) for i, j in corners], axis=1)
 
 
+def place_by_place(f, x, kernel, stride, padding):
+    """f of what the window sees, (B, C, kh, kw) → (B, outputs), at each place of an image framed by zeros."""
+    (h, w), (kh, kw), (s, t) = x.shape[2:], both(kernel), both(stride)
+    (p, q) = both(padding)
+    x = np.eye(h + 2 * p, h, -p) @ x @ np.eye(w, w + 2 * q, q)
+
+    def row(u):
+        return ops.concatenate(
+            *(f(x[:, :, u : u + kh, v : v + kw])[..., None, None] for v in range(0, x.shape[3] - kw + 1, t)), axis=3
+        )
+
+    return ops.concatenate(*map(row, range(0, x.shape[2] - kh + 1, s)), axis=2)
+
+
+def both(size):
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
+    def at_a_place(window):
+        products = window.reshape(len(x), groups, 1, -1) * weight.reshape(groups, len(weight) // groups, -1)
+        return products.sum(-1).reshape(len(x), -1)
+
+    y = place_by_place(at_a_place, x, weight.shape[2:], stride, padding)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0):
+    """All numbers are made positive for the time being, so that zeros around them are never the largest."""
+    below = x.data.min() - 1
+    return place_by_place(lambda w: w.amax((2, 3)), x - below, kernel_size, stride or kernel_size, padding) + below
+
+
+def avg_pool2d(x, kernel_size, stride=None, padding=0, count_include_pad=True):
+    window = kernel_size, stride or kernel_size, padding
+    total, pixels = (place_by_place(lambda w: w.sum((2, 3)), y, *window) for y in (x, x * 0 + 1))
+    return total / (math.prod(both(kernel_size)) if count_include_pad else pixels)
+
+
 TWINS = {
+    "avg_pool2d": avg_pool2d,
+    "batch_norm": batch_norm,
     "by_distance": by_distance,
     "broadcast_to": lambda x, shape: x * np.ones(shape),
+    "conv2d": conv2d,
     "cross_entropy": cross_entropy,
     "div": lambda x, y: x * y**-1,
     "gelu": gelu,
     "layer_norm": layer_norm,
     "linear": linear,
     "log_softmax": log_softmax,
+    "max_pool2d": max_pool2d,
     "mean": mean,
     "mse_loss": mse_loss,
     "neg": lambda x: 0.0 - x,

@@ -2,7 +2,9 @@
 
 from minivit.nn import init
 from minivit.nn.attention import Attention
+from minivit.nn.batch_norm import BatchNorm1d, BatchNorm2d
 from minivit.nn.block import Block
+from minivit.nn.convolution import AvgPool2d, Conv2d, MaxPool2d
 from minivit.nn.device import check_device, on_device_of
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.linear import Linear
@@ -25,9 +27,9 @@ from minivit.nn.summary import summary
 from minivit.nn.token import prepend_tokens
 
 __all__ = [
-    "Attention", "Block", "DropPath", "Dropout", "GatedRMSNorm", "Identity", "LayerNorm", "LayerScale", "Linear",
-    "LocalitySelfAttention", "Mlp", "Module", "PatchEmbed", "RectifiedAttention", "ShiftedPatchEmbed",
-    "absolute_table", "check_device", "checkpoint", "evaluating", "init", "observe", "on_device_of", "prepend_tokens",
-    "relative_position", "resize_pos_embed", "resize_rel_pos_bias_table", "sincos_2d", "summary",
-    "unobserved",
+    "Attention", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Block", "Conv2d", "DropPath", "Dropout", "GatedRMSNorm",
+    "Identity", "LayerNorm", "LayerScale", "Linear", "LocalitySelfAttention", "MaxPool2d", "Mlp", "Module",
+    "PatchEmbed", "RectifiedAttention", "ShiftedPatchEmbed", "absolute_table", "check_device", "checkpoint",
+    "evaluating", "init", "observe", "on_device_of", "prepend_tokens", "relative_position", "resize_pos_embed",
+    "resize_rel_pos_bias_table", "sincos_2d", "summary", "unobserved",
 ]  # fmt: skip

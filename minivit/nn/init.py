@@ -12,8 +12,9 @@ name), so adding a layer does not change the others.
 | ``book`` | N(0, 1) | N(0, 1) | as PyTorch | as PyTorch | as PyTorch | as PyTorch |
 
 "As PyTorch" is uniform in ±1/√fan_in, for weights and biases alike. Norms start at weight 1 and bias 0, LayerScale at
-its ``init_values``. Register tokens start as the class token. In every preset tables of relative positions are drawn
-from truncated N(0, .02), and the frequencies of a mixed rotary embedding get one random direction a head.
+its ``init_values``. Register tokens start as the class token. In every preset tables of relative positions and the
+distillation token are drawn from truncated N(0, .02) (in ``book`` that token too is N(0, 1)), the mask token from
+N(0, .02), and the frequencies of a mixed rotary embedding get one random direction a head.
 """
 
 import itertools
@@ -94,6 +95,19 @@ def lecun_normal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
     return trunc_normal(shape, rng, std=1.0) * np.float32(math.sqrt(1 / math.prod(shape[1:])) / 0.87962566103423978)
 
 
+def kaiming_normal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """N(0, 2/fan_out), fan_out the outputs that one input of a convolution goes to: O·kh·kw of a weight (O, C, kh, kw).
+
+    He et al., "Delving Deep into Rectifiers", 2015 (arXiv:1502.01852), eq. 14: through a convolution and a ReLU, which
+    is 0 for half of its inputs, cotangents keep their variance on the way back. timm and torchvision start their
+    residual networks so.
+
+    >>> kaiming_normal((8, 3, 3, 3), np.random.default_rng(0)).shape
+    (8, 3, 3, 3)
+    """
+    return normal(shape, rng, math.sqrt(2 / (shape[0] * math.prod(shape[2:]))))
+
+
 # --- the presets ---------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +142,8 @@ _ROLES = {
     ("PatchProjection", "weight"): "patch_weight",
     ("PatchProjection", "bias"): "patch_bias",
     ("VisionTransformer", "reg_token"): "cls_token",
+    ("SimMIM", "reg_token"): "cls_token",
+    ("VisionTransformerDistilled", "reg_token"): "cls_token",
 }
 
 
@@ -167,7 +183,9 @@ def _mixed_frequencies(module, path, shape, rng):
     return mixed_frequencies(shape[1], module.head_dim, rng.uniform(0, 2 * math.pi, shape[1]), module.theta)
 
 
-_relative = {
+_everywhere = {
+    "dist_token": _by(trunc_normal, std=0.02),
+    "mask_token": _by(normal, std=0.02),
     "relative_position_bias_table": _by(trunc_normal, std=0.02),
     "relative_attention_bias": _by(trunc_normal, std=0.02),
     "relative_keys": _by(trunc_normal, std=0.02),
@@ -176,7 +194,7 @@ _relative = {
 }
 _pytorch_patch = {"patch_weight": _as_pytorch, "patch_bias": _as_pytorch}
 PRESETS = {
-    "timm": _relative
+    "timm": _everywhere
     | _pytorch_patch
     | {
         "cls_token": _by(normal, std=1e-6),
@@ -184,7 +202,7 @@ PRESETS = {
         "linear_weight": _by(trunc_normal, std=0.02),
         "linear_bias": _zeros,
     },
-    "jax": _relative
+    "jax": _everywhere
     | {
         "cls_token": _zeros,
         "pos_embed": _by(normal, std=0.02),
@@ -193,7 +211,7 @@ PRESETS = {
         "linear_weight": _jax_weight,
         "linear_bias": _jax_bias,
     },
-    "moco": _relative
+    "moco": _everywhere
     | _pytorch_patch
     | {
         "cls_token": _by(normal, std=1e-6),
@@ -201,7 +219,7 @@ PRESETS = {
         "linear_weight": _moco_weight,
         "linear_bias": _zeros,
     },
-    "mae": _relative
+    "mae": _everywhere
     | {
         "cls_token": _by(normal, std=0.02),
         "pos_embed": _mae_positions,
@@ -210,10 +228,11 @@ PRESETS = {
         "linear_weight": _by(xavier_uniform),
         "linear_bias": _zeros,
     },
-    "book": _relative
+    "book": _everywhere
     | _pytorch_patch
     | {
         "cls_token": _by(normal),
+        "dist_token": _by(normal),
         "pos_embed": _by(normal),
         "linear_weight": _as_pytorch,
         "linear_bias": _as_pytorch,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.autograd import Parameter, Tensor, no_grad
+from minivit.autograd import Buffer, Parameter, Tensor, no_grad
 from minivit.backend import to_device
 
 
@@ -92,6 +92,7 @@ class Module:
     """
 
     training = True
+    whole_batch = False  # in training, does this layer need numbers of the whole batch? See minivit/shared.py
 
     def forward(self, *inputs):
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
@@ -128,9 +129,13 @@ class Module:
         """All Parameters, in the order of ``named_parameters``."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def buffers(self) -> list[Buffer]:
+        """Those among the Parameters that layers keep for themselves, and no optimizer trains."""
+        return [parameter for parameter in self.parameters() if isinstance(parameter, Buffer)]
+
     def num_parameters(self) -> int:
-        """How many numbers the Parameters hold."""
-        return sum(parameter.size for parameter in self.parameters())
+        """How many numbers the Parameters hold, Buffers not counted."""
+        return sum(parameter.size for parameter in self.parameters() if not isinstance(parameter, Buffer))
 
     @property
     def device(self) -> str:

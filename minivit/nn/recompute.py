@@ -20,9 +20,10 @@ def checkpoint(module: Module, *inputs: Any, **options: Any) -> Tensor:
     """``module(*inputs, **options)``, the same value and the same gradients, while only ``inputs`` are kept.
 
     Gradients go to the Tensors among ``inputs`` and to the Parameters of ``module``; one of them that makes no
-    difference to the result gets zeros. Dropout and drop-path draw the same numbers both times. ``observe`` sees the
-    first run, in which nothing is recorded: the outputs that it is given have no graph. The second run is not
-    observed. Until it is over the module has to stay as it is, in its weights and in its mode.
+    difference to the result gets zeros. Dropout and drop-path draw the same numbers both times; BatchNorm's running
+    estimates follow in the second run only. ``observe`` sees the first run, in which nothing is recorded: the outputs
+    that it is given have no graph. The second run is not observed. Until it is over the module has to stay as it is, in
+    its weights and in its mode.
 
     Raises TypeError where the module does not return a Tensor, or an option is one. ``backward`` raises RuntimeError
     where the module read another Tensor, whose gradient would be lost, and where the second run recorded nothing.

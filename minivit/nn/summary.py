@@ -49,7 +49,7 @@ def summary(model: Module, *inputs) -> Summary:
 
     def count(module: Module, inputs: tuple, output) -> None:
         name = names[id(module)]
-        shapes[name] = output.shape
+        shapes[name] = (output[0] if isinstance(output, tuple) else output).shape
         flops[name] += module.flops(inputs, output)
 
     with no_grad(), observe(count):

@@ -4,6 +4,8 @@ from minivit.autograd import Tensor
 from minivit.ops.activation import gelu, log_softmax, relu, sigmoid, softmax
 from minivit.ops.arithmetic import add, div, exp, log, mul, neg, power, scale, sqrt, sub
 from minivit.ops.attention import scaled_dot_product_attention, self_attention
+from minivit.ops.batch_norm import batch_norm
+from minivit.ops.convolution import avg_pool2d, conv2d, max_pool2d
 from minivit.ops.linear import linear, matmul
 from minivit.ops.loss import cross_entropy, mse_loss
 from minivit.ops.normalization import layer_norm, rms_norm
@@ -22,11 +24,11 @@ from minivit.ops.shape import (
 )
 
 __all__ = [
-    "add", "amax", "broadcast_to", "by_distance", "concatenate", "cross_entropy", "div", "exp", "gelu", "getitem",
-    "layer_norm", "linear", "log", "log_softmax", "matmul", "mean", "mse_loss", "mul", "neg", "patchify", "power",
-    "put_tokens", "relative_bias", "relu", "reshape", "rms_norm", "rotate", "scale", "scaled_dot_product_attention",
-    "self_attention", "shift", "sigmoid", "softmax", "sqrt", "sub", "sum", "sum_by_distance", "take_tokens",
-    "transpose",
+    "add", "amax", "avg_pool2d", "batch_norm", "broadcast_to", "by_distance", "concatenate", "conv2d", "cross_entropy",
+    "div", "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max_pool2d", "mean",
+    "mse_loss", "mul", "neg", "patchify", "power", "put_tokens", "relative_bias", "relu", "reshape", "rms_norm",
+    "rotate", "scale", "scaled_dot_product_attention", "self_attention", "shift", "sigmoid", "softmax", "sqrt", "sub",
+    "sum", "sum_by_distance", "take_tokens", "transpose",
 ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from minivit.training.evaluation import Evaluation, evaluate, predict
 from minivit.training.interrupt import Interrupted
 from minivit.training.layout import Layout, available_cores, choose_layout
 from minivit.training.log import append_log, read_log
-from minivit.training.loop import FitResult, fit
+from minivit.training.loop import fit
+from minivit.training.progress import FitResult
 from minivit.training.ranks import Ranks, connect
 from minivit.training.step import NonFiniteLoss, StepResult, train_step
 

@@ -1,20 +1,19 @@
 """``train_step`` as a CUDA graph: for networks whose kernels are so short that the GPU waits for Python."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.autograd import Tensor
 from minivit.backend import Array, array_module, implementation
 from minivit.cuda.capture import Captured
 from minivit.data.loader import Batch
 from minivit.nn import Module, check_device, on_device_of
+from minivit.objective import Objective
 from minivit.optim import Optimizer, norm_and_scale
 from minivit.random import keyed_by, layer_key
 from minivit.training.layout import Layout
-from minivit.training.step import NonFiniteLoss, StepResult, forward_and_backward, train_step
+from minivit.training.step import NonFiniteLoss, StepResult, buffers_of, count_of, forward_and_backward, train_step
 
 
 class _Unread(NamedTuple):
@@ -23,7 +22,7 @@ class _Unread(NamedTuple):
     batch: Batch
     step: int
     steps: int  # of the optimizer, before it
-    seen: Array  # (3,) loss, correct, norm of the gradient
+    seen: Array  # (3,) loss, correct (see ``seen_of``), norm of the gradient
     done: Any  # an event in the stream
 
 
@@ -41,7 +40,7 @@ class CapturedStep:
     Raises NonFiniteLoss, a call late; ValueError for a batch of another shape than the first (make a ``Loader`` with
     ``drop_last=True``), and for a model on the CPU; TypeError for a batch on another device than the model.
 
-    >>> step = CapturedStep(model, cross_entropy, optimizer, seed=0, max_norm=1.0)              # doctest: +SKIP
+    >>> step = CapturedStep(model, Classification(), optimizer, seed=0, max_norm=1.0)           # doctest: +SKIP
     >>> results = [step(batch, number) for number, batch in enumerate(loader.epoch(0))]         # doctest: +SKIP
     >>> results = [*results[1:], step.finish()]                                                 # doctest: +SKIP
     """
@@ -49,7 +48,7 @@ class CapturedStep:
     def __init__(
         self,
         model: Module,
-        loss_fn: Callable[[Tensor, Array], Tensor],
+        objective: Objective,
         optimizer: Optimizer,
         seed: int,
         layout: Layout | None = None,
@@ -57,9 +56,10 @@ class CapturedStep:
     ):
         if model.device == "cpu":
             raise ValueError("a CUDA graph is recorded on a GPU: call model.to('cuda') before making the optimizer")
-        self.model, self.loss_fn, self.optimizer, self.seed = model, loss_fn, optimizer, seed
+        self.model, self.objective, self.optimizer, self.seed = model, objective, optimizer, seed
         self.layout = layout or Layout()
         self.max_norm = math.inf if max_norm is None else max_norm
+        self._buffers = [buffer.data for buffer in buffers_of(model, objective)]
         self._xp = array_module(optimizer.flat.data)
         self._graph: Captured | None = None
         self._unread: _Unread | None = None
@@ -90,21 +90,25 @@ class CapturedStep:
         optimizer, steps = self.optimizer, self.optimizer.steps
         optimizer.prepare()  # numbers for the warm-up
         try:
-            self._graph = Captured(self._step, kept=[optimizer.flat.data, *optimizer.state.values(), self._going])
+            kept = [optimizer.flat.data, *optimizer.state.values(), *self._buffers, self._going]
+            self._graph = Captured(self._step, kept=kept)
         finally:
             optimizer.steps = steps
 
     def _step(self) -> Array:
         """What is recorded: a step of the batch, keys and numbers that lie in memory."""
         xp, ranks = self._xp, self.layout.ranks
+        before = [buffer.copy() for buffer in self._buffers]
         with keyed_by(self._key):
-            arguments = self.model, self.loss_fn, self._batch, self.optimizer
+            arguments = self.model, self.objective, self._batch, self.optimizer
             seen = forward_and_backward(*arguments, self.seed, 0, self.layout).sum(0)
         ranks.sum(seen)
         gradient = self.optimizer.flat.grad
         norm, scale = implementation(norm_and_scale, gradient)(gradient, self.max_norm)
         self._going *= xp.isfinite(seen[0]) & (scale > 0)
         self.optimizer.apply(scale * self._going)
+        for buffer, old in zip(self._buffers, before):
+            buffer[...] = xp.where(self._going > 0, buffer, old)
         return xp.append(seen, norm)
 
     def _key(self, n: int) -> Array:
@@ -134,7 +138,7 @@ class CapturedStep:
         loss, correct, norm = unread.seen.get(stream=self._reader).tolist()
         if not math.isfinite(loss + norm):
             self._fail(unread)
-        return StepResult(loss, int(correct), norm)
+        return StepResult(loss, count_of(correct), norm)
 
     def _fail(self, unread: _Unread) -> None:
         """The failing step once more, op by op, which finds out what the first was to be not finite."""
@@ -143,5 +147,5 @@ class CapturedStep:
         self.optimizer.steps = unread.steps
         batch, step, layout = unread.batch, unread.step, self.layout
         bound = None if self.max_norm == math.inf else self.max_norm
-        result = train_step(self.model, self.loss_fn, batch, self.optimizer, self.seed, step, layout, bound)
+        result = train_step(self.model, self.objective, batch, self.optimizer, self.seed, step, layout, bound)
         raise NonFiniteLoss(f"step {step} was not finite as a CUDA graph; made op by op it gave {result}", "the graph")

@@ -1,10 +1,11 @@
 """Checkpoints: one ``.npz`` file with weights, optimizer state, average and a description, and a checksum over all.
 
-The file is what ``numpy.load`` reads, an uncompressed zip of arrays, with three sections and two entries of its own:
+The file is what ``numpy.load`` reads, an uncompressed zip of arrays, with sections and two entries of its own:
 
     model/blocks.0.attn.qkv.weight      the model's parameters, under their names
     optimizer/exp_avg/blocks.0. …       what the next step depends on
     ema/average/blocks.0. …             the moving average, where one is kept
+    objective/projections.0. …          what the objective trains beside the model, where there is such a thing
     meta                                JSON as bytes: format, version, and what the caller wants to find again
     sha256                              of the names, dtypes, shapes and bytes of all of the above
 
@@ -43,6 +44,7 @@ class Checkpoint:
     model: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     ema: dict[str, np.ndarray]
+    objective: dict[str, np.ndarray]
 
 
 def save_checkpoint(
@@ -51,10 +53,12 @@ def save_checkpoint(
     optimizer: Optimizer | None = None,
     ema: EMA | None = None,
     meta: Mapping[str, Any] | None = None,
+    objective: Module | None = None,
 ) -> None:
     """Write a checkpoint; the previous one of that name is replaced in the last moment, when all is on the disk.
 
-    ``meta``: a dict that JSON can hold, found again as ``load_checkpoint(path).meta``.
+    ``meta``: a dict that JSON can hold, found again as ``load_checkpoint(path).meta``. ``objective``: the ``module`` of
+    an ``Objective``.
 
     Raises CheckpointError where the file cannot be written, TypeError or ValueError for a ``meta`` that JSON refuses.
 
@@ -69,7 +73,7 @@ def save_checkpoint(
     path = Path(path)
     text = json.dumps({**(meta or {}), "format": FORMAT, "minivit": minivit.__version__}, allow_nan=False)
     arrays = {"meta": np.frombuffer(text.encode(), np.uint8)}
-    for section, part in [("model", model), ("optimizer", optimizer), ("ema", ema)]:
+    for section, part in [("model", model), ("optimizer", optimizer), ("ema", ema), ("objective", objective)]:
         if part is not None:
             arrays |= {f"{section}/{name}": array for name, array in part.state_dict().items()}
     arrays["sha256"] = np.frombuffer(_digest(arrays), np.uint8)
@@ -115,7 +119,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} was written by minivit {meta['minivit']} in format {meta['format']}, "
             f"this is {minivit.__version__}, which reads up to {FORMAT}: update minivit"
         )
-    sections: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "ema": {}}
+    sections: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "ema": {}, "objective": {}}
     for name, array in arrays.items():
         section, _, rest = name.partition("/")
         sections[section][rest] = array
@@ -127,12 +131,13 @@ def restore(
     model: Module,
     optimizer: Optimizer | None = None,
     ema: EMA | None = None,
+    objective: Module | None = None,
 ) -> None:
-    """Copy a checkpoint into a model, and into the optimizer and average that are given, in place.
+    """Copy a checkpoint into a model, and into the optimizer, average and objective's module that are given, in place.
 
     Raises CheckpointError where it is of another model or optimizer, or lacks what is asked for.
     """
-    for section, part in [("model", model), ("optimizer", optimizer), ("ema", ema)]:
+    for section, part in [("model", model), ("optimizer", optimizer), ("ema", ema), ("objective", objective)]:
         if part is None:
             continue
         arrays = getattr(checkpoint, section)

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from minivit.cuda.precision import PRECISIONS
-from minivit.diversity import HeadPenalties
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The data, its batches and the optimizer's options belong to ``Loader`` and ``Optimizer``.
+    """How to train. What for is an ``Objective``'s; data, batches and the optimizer's options are their own objects'.
 
     - ``lr``, ``min_lr``, ``warmup_epochs``: the rate's peak, its end, and when it peaks; see ``warmup_cosine``
     - ``clip``: the largest norm of the gradient; None leaves it
     - ``ema``: decay of the moving average that is evaluated instead of the weights; None keeps none
-    - ``penalties``: added to the loss for attention heads that are alike; see ``minivit/diversity.py``
     - ``precision``: of products on a GPU, "fp32", "tf32" or "bf16"; see ``minivit/cuda/precision.py``
     - ``seed``: of dropout and drop-path
     - ``save_epochs``, ``save_seconds``: save ``last.npz`` every so many epochs, and within an epoch after so long
@@ -31,10 +29,8 @@ class TrainConfig:
     lr: float = 1e-3
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
     clip: float | None = None
     ema: float | None = None
-    penalties: HeadPenalties | None = None
     precision: str = "fp32"
     seed: int = 0
     save_epochs: int = 1

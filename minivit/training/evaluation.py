@@ -1,4 +1,4 @@
-"""A model in use: no dropout, no gradients, and how often it is right."""
+"""A model in use: no dropout, no gradients, and how good it is."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -9,16 +9,36 @@ from minivit.autograd import no_grad
 from minivit.backend import Array, array_module, to_device
 from minivit.data.loader import Batch, Loader
 from minivit.nn import Module, check_device, evaluating, on_device_of
-from minivit.ops import cross_entropy
+from minivit.objective import Classification, Objective
+from minivit.random import sampling
 from minivit.training.layout import Layout
-from minivit.training.step import count_correct
+from minivit.training.step import count_of, seen_of
 
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, and the share of images classified correctly."""
+    """Mean loss, and the share of images classified correctly."""
 
     loss: float
-    accuracy: float
+    accuracy: float | None  # None where the objective has no answers to count
+
+    def better_than(self, other: "Evaluation") -> bool:
+        """More accurate; where there is no accuracy, of a lower loss.
+
+        >>> Evaluation(0.5, 0.9).better_than(Evaluation(0.4, 0.8))
+        True
+        >>> Evaluation(0.5, None).better_than(Evaluation(0.4, None))
+        False
+        """
+        return self.loss < other.loss if self.accuracy is None else self.accuracy > other.accuracy
+
+    def describe(self, digits: int = 4) -> str:
+        """The same in words, the loss with so many digits.
+
+        >>> Evaluation(0.51, 0.9).describe(), Evaluation(0.51, None).describe()
+        ('loss 0.5100, accuracy 90.00%', 'loss 0.5100')
+        """
+        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.{digits - 2}%}"
+        return f"loss {self.loss:.{digits}f}{accuracy}"
 
 
 def predict(
@@ -49,12 +69,18 @@ def predict(
         return array_module(images).concatenate(outputs)
 
 
-def evaluate(model: Module, batches: Loader | Iterable[Batch], layout: Layout | None = None) -> Evaluation:
+def evaluate(
+    model: Module,
+    batches: Loader | Iterable[Batch],
+    layout: Layout | None = None,
+    objective: Objective | None = None,
+) -> Evaluation:
     """Loss and accuracy over all images of a Loader (its epoch 0: make it with ``shuffle=False``), or of batches.
 
-    The loss is the plain cross-entropy, whatever the model was trained with. ``layout``: how each batch is cut, by
-    default not at all; of several ranks each should have its shard of the batches, and gets the result of all. A
-    Loader's batches are moved to the model's device, and others must lie there; a GPU is waited for once a piece.
+    ``objective``: what is measured, by default ``Classification()``, the plain cross-entropy; what it draws, such as
+    masks, is the same for an image every time. ``layout``: how each batch is cut, by default not at all; of several
+    ranks each should have its shard of the batches, and gets the result of all. A Loader's batches are moved to the
+    model's device, and others must lie there; a GPU is waited for once a piece.
 
     Raises ValueError for no images, TypeError for a batch on another device than the model.
 
@@ -65,18 +91,18 @@ def evaluate(model: Module, batches: Loader | Iterable[Batch], layout: Layout | 
     >>> evaluate(model, [Batch(images, labels, np.arange(2))]).accuracy
     1.0
     """
-    layout = layout or Layout()
+    layout, objective = layout or Layout(), objective or Classification()
 
     def look(batch: Batch, piece: slice) -> Array:
-        with no_grad():
-            logits = model(batch.images[piece])
-            loss = cross_entropy(logits, batch.labels[piece], reduction="sum").data
-        return array_module(loss).stack((loss, count_correct(logits.data, batch.labels[piece])))
+        images, labels, samples = (array[piece] for array in batch[:3])
+        with no_grad(), sampling(0, 0, samples):
+            loss, logits = objective(model, images, labels)
+            return seen_of(loss * len(samples), logits, labels)
 
     sums = np.zeros(3)  # loss, correct, images
     with on_device_of(model), evaluating(model):
         for batch in batches.to(model.device).epoch(0) if isinstance(batches, Loader) else batches:
-            check_device(model, images=batch.images, labels=batch.labels)
+            check_device(model, images=batch.images, labels=batch.labels, samples=batch.samples)
             for seen in layout.map(lambda worker, piece, batch=batch: look(batch, piece), len(batch.labels)):
                 sums[:2] += to_device(seen, "cpu")
             sums[2] += len(batch.labels)
@@ -84,4 +110,5 @@ def evaluate(model: Module, batches: Loader | Iterable[Batch], layout: Layout | 
     loss, correct, images = sums.tolist()
     if images == 0:
         raise ValueError("there is nothing to evaluate on: no images were given")
-    return Evaluation(loss / images, correct / images)
+    correct = count_of(correct)
+    return Evaluation(loss / images, None if correct is None else correct / images)

@@ -9,15 +9,19 @@ thread meanwhile: two products at a time, one core each, waste less than one pro
 started and waited for hundreds of times a step. Small pieces keep what backward reads close, and divide the memory that
 it needs.
 
+BatchNorm takes its mean and variance of the whole batch. Then the pieces have to be computed at the same time, one by
+each worker of each rank, and meet at every such layer to add up what they know (see ``minivit/shared.py``).
+
 Nothing here is left to chance: worker w takes the pieces w, w + W, w + 2W, …, and results come back in the order of the
 pieces, so a layout gives the same bits from run to run.
 """
 
 import math
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from minivit.autograd import Tensor
 from minivit.backend import Array
 from minivit.nn import Module, evaluating, observe
+from minivit.shared import sharing
 from minivit.training.ranks import Ranks
 
 Result = TypeVar("Result")
@@ -88,16 +93,27 @@ class Layout:
         count = min(size, -(-count // self.workers) * self.workers)
         return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
-    def map(self, function: Callable[[int, slice], Result], size: int) -> list[Result]:
+    def map(self, function: Callable[[int, slice], Result], size: int, together: bool = False) -> list[Result]:
         """``function(worker, piece)`` of every piece of ``size`` images, in order; those of one worker one by one.
 
+        With ``together`` the pieces are computed at the same time, and layers may ask for totals over all of them, of
+        all ranks: see ``needs_whole_batch``.
+
         An exception is raised here, when no thread is at work any more: the one of the first worker that had any.
-        Raises RuntimeError where several workers are wanted outside of the ``with`` statement.
+        Raises RuntimeError where several workers are wanted outside of the ``with`` statement, and ValueError where
+        pieces that have to be together cannot be: there are more than workers, or none in this rank.
         """
         pieces = self.pieces(size)
+        meeting = None
+        if together:
+            self.check_together(pieces)
+            if len(pieces) > 1 or self.ranks.size > 1:
+                meeting = _Meeting(len(pieces), self.ranks)
 
         def work(worker: int) -> list[Result]:
-            return [function(worker, piece) for piece in pieces[worker :: self.workers]]
+            mine = pieces[worker :: self.workers]
+            with meeting.joined(worker) if meeting and mine else nullcontext():
+                return [function(worker, piece) for piece in mine]
 
         if self.workers == 1:
             return work(0)
@@ -105,8 +121,69 @@ class Layout:
             raise RuntimeError("a Layout of several workers has its threads inside a with statement only")
         futures = [self._threads.submit(work, worker) for worker in range(self.workers)]
         wait(futures)
+        errors = [error for future in futures if (error := future.exception())]
+        if errors:  # who waited for the one that failed has an error too, and it says nothing
+            raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
         done = [future.result() for future in futures]
         return [done[i % self.workers][i // self.workers] for i in range(len(pieces))]
+
+    def check_together(self, pieces: list[slice]) -> None:
+        """Raise ValueError where these pieces of a batch cannot be computed at the same time, by all ranks."""
+        if len(pieces) > self.workers:
+            raise ValueError(
+                f"BatchNorm in training needs the whole batch at once, but {self} cuts it into {len(pieces)} pieces, "
+                "which would be computed one after another: leave micro_batch at None"
+            )
+        if not pieces and self.ranks.size > 1:
+            raise ValueError(
+                f"BatchNorm in training needs all {self.ranks.size} ranks at every layer, but this batch has no image "
+                "for one of them: give a larger batch, or make a Loader with drop_last=True"
+            )
+
+
+class _Meeting:
+    """Where the pieces of a batch add up arrays: each brings one and waits; when all are there, each gets the sum."""
+
+    def __init__(self, pieces: int, ranks: Ranks):
+        self.ranks = ranks
+        self.brought: list[Array] = [None] * pieces
+        self.sum: Array = None
+        self.barrier = threading.Barrier(pieces, action=self.add_up)
+
+    def add_up(self) -> None:
+        """In the order of the pieces. The thread that comes last does it, while the others wait."""
+        self.sum = self.brought[0].copy()
+        for array in self.brought[1:]:
+            self.sum += array
+        self.ranks.sum(self.sum)
+
+    @contextmanager
+    def joined(self, piece: int) -> Iterator[None]:
+        """Inside, the thread computes this piece. If that fails, the others do not wait for it."""
+
+        def total(array: Array) -> Array:
+            self.brought[piece] = array
+            self.barrier.wait()
+            return self.sum  # replaced only when all have come again
+
+        try:
+            with sharing(total, first=piece == 0):
+                yield
+        except BaseException:
+            self.barrier.abort()
+            raise
+
+
+def needs_whole_batch(*models: Module | None) -> bool:
+    """Does a layer of a model, in the mode in which it is, need totals over all pieces of a batch?
+
+    >>> from minivit.nn import BatchNorm1d
+    >>> layer = BatchNorm1d(2)
+    >>> needs_whole_batch(layer, None), needs_whole_batch(layer.eval())
+    (True, False)
+    """
+    layers = (layer for model in models if model for _, layer in model.named_modules())
+    return any(layer.whole_batch and layer.training for layer in layers)
 
 
 def choose_layout(
@@ -123,10 +200,10 @@ def choose_layout(
     often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be without a price:
     800 uses of each weight, and 2.5 MB in the largest activation. A worker for every core that this process has for
     itself, as long as each has half a megabyte of it. (A network that is too small for threads is none too small for
-    ranks, which share no lock.) For a model on a GPU a batch is one piece, unless ``micro_batch`` is given, which saves
-    memory: the GPU's own cores share the work out among themselves.
+    ranks, which share no lock.) With BatchNorm a worker takes its share in one piece. So does a GPU, unless
+    ``micro_batch`` is given, which saves memory: the GPU's own cores share the work out among themselves.
 
-    Raises ValueError for several workers on a GPU.
+    Raises ValueError for several workers on a GPU, and for a ``micro_batch`` that BatchNorm cannot have.
 
     >>> from minivit.models import create_model
     >>> choose_layout(create_model("vit_tiny_patch16_224"), np.zeros((1, 3, 224, 224), np.float32), 64, workers=2)
@@ -134,18 +211,23 @@ def choose_layout(
     """
     ranks = ranks or Ranks()
     share = -(-batch_size // ranks.size)
+    whole = needs_whole_batch(model)
     if model.device != "cpu":
         if workers not in (None, 1):
             raise ValueError(
                 f"workers must be 1 for a model on {model.device}, got {workers}: threads are for the cores of a CPU; "
                 "for several GPUs start several ranks, and for less memory give a smaller micro_batch"
             )
-        return Layout(1, micro_batch, ranks)
-    activation, uses = _size_of_an_image(model, images[:1])
-    if workers is None:
-        workers = max(1, min(available_cores() // ranks.neighbours, share, share * activation // WORKER_BYTES))
-    fits = max(math.ceil(PIECE_USES / uses), PIECE_BYTES // activation)
-    return Layout(workers, micro_batch or min(fits, -(-share // workers)), ranks)
+        layout = Layout(1, micro_batch, ranks)
+    else:
+        activation, uses = _size_of_an_image(model, images[:1])
+        if workers is None:
+            workers = max(1, min(available_cores() // ranks.neighbours, share, share * activation // WORKER_BYTES))
+        fits = max(math.ceil(PIECE_USES / uses), PIECE_BYTES // activation)
+        layout = Layout(workers, micro_batch or (None if whole else min(fits, -(-share // workers))), ranks)
+    if whole:
+        layout.check_together(layout.pieces(share))
+    return layout
 
 
 def _size_of_an_image(model: Module, image: Array) -> tuple[int, float]:

@@ -1,8 +1,9 @@
 """The training loop: epochs of steps, evaluation, log and checkpoints, and a run that can stop and go on anywhere.
 
 A run lives in a folder, ``run_dir``: ``log.jsonl`` (see ``log.py``), ``last.npz`` (everything; ``resume`` goes on from
-it), ``best.npz`` (the weights, or their average, with the highest test accuracy so far) and, after a failure,
-``nonfinite.npz``. In the log, ``epoch`` and ``step`` count what is done; a line is a "step" or an "epoch" ``event``.
+it), ``best.npz`` (the weights, or their average, with the highest test accuracy so far, or the lowest test loss where
+the objective has no answers to count) and, after a failure, ``nonfinite.npz``. In the log, ``epoch`` and ``step`` count
+what is done; a line is a "step" or an "epoch" ``event``.
 
 Where a run stands is a handful of numbers, ``Progress``. The order of images, their augmentation, dropout and the
 learning rate are functions of the epoch and the step, so that restoring these numbers, the weights and the
@@ -15,10 +16,9 @@ import time
 import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from minivit.backend import to_device
 from minivit.cuda import precision
 from minivit.data.loader import Loader
 from minivit.nn import Module, on_device_of
-from minivit.ops import cross_entropy
+from minivit.objective import Classification, Objective
 from minivit.optim import EMA, Optimizer, warmup_cosine
 from minivit.training.checkpoint import CheckpointError, load_checkpoint, restore, save_checkpoint
 from minivit.training.config import TrainConfig
@@ -35,35 +35,8 @@ from minivit.training.files import remove
 from minivit.training.interrupt import Interrupt, Interrupted
 from minivit.training.layout import Layout, choose_layout
 from minivit.training.log import append_log, cut_log
-from minivit.training.step import NonFiniteLoss, StepResult, train_step
-
-
-@dataclass
-class Progress:
-    """Where a run stands: ``batch`` batches of ``epoch`` are done (all of them: its evaluation is due)."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0  # of the whole run
-    images: int = 0  # of this epoch, as are the next two
-    loss_sum: float = 0.0
-    correct: int = 0
-    test_loss: float | None = None  # of the last evaluation
-    test_accuracy: float | None = None
-    best_accuracy: float | None = None
-    log_lines: int = 0
-    seconds: float = 0.0
-
-
-class FitResult(NamedTuple):
-    """What came of a run. ``seconds`` of the whole run; ``images_per_second``: training, since the last resume."""
-
-    test_loss: float
-    test_accuracy: float
-    best_accuracy: float
-    steps: int
-    seconds: float
-    images_per_second: float
+from minivit.training.progress import FitResult, Progress
+from minivit.training.step import NonFiniteLoss, train_step
 
 
 def fit(
@@ -72,12 +45,16 @@ def fit(
     train: Loader,
     test: Loader,
     config: TrainConfig,
+    objective: Objective | None = None,
     resume: bool = False,
     overwrite: bool = False,
     meta: Mapping[str, Any] | None = None,
     layout: Layout | None = None,
 ) -> FitResult:
     """Train ``model`` on ``train`` and evaluate it on ``test`` after every epoch.
+
+    ``objective`` says what for, and how the test images are measured; by default ``Classification()``. If it has
+    Parameters of its own, the optimizer should have them too; they are saved with the run.
 
     ``layout`` says how the batches are cut over ranks, threads and pieces; by default what ``choose_layout`` finds for
     this process alone. It changes the result by rounding only, and may change when a run is resumed. Of several ranks
@@ -109,7 +86,7 @@ def fit(
         )
     with on_device_of(model), precision(config.precision):
         layout = layout or choose_layout(model, train.dataset.normalise(train.dataset.images[:1]), train.batch_size)
-        run = _Run(model, optimizer, train, test, config, dict(meta or {}), layout)
+        run = _Run(model, optimizer, train, test, config, objective or Classification(), dict(meta or {}), layout)
         ranks = layout.ranks
         with ranks.together(agreed=(Interrupted, NonFiniteLoss)), layout, Interrupt(ranks.any) as interrupt:
             run.start(resume, overwrite)
@@ -141,17 +118,17 @@ class _Run:
         train: Loader,
         test: Loader,
         config: TrainConfig,
+        objective: Objective,
         meta: dict[str, Any],
         layout: Layout,
     ):
-        self.model, self.optimizer, self.config = model, optimizer, config
+        self.model, self.optimizer, self.config, self.objective = model, optimizer, config, objective
         self.layout, self.ranks = layout, layout.ranks
         loaders = (loader.shard(self.ranks.rank, self.ranks.size) for loader in (train, test))
         self.train, self.test = (loader.to(model.device) for loader in loaders)
         self.folder = Path(config.run_dir)
         self.log = self.folder / "log.jsonl"
         self.ema = None if config.ema is None else EMA(optimizer, config.ema, warmup=True)
-        self.loss_fn = partial(cross_entropy, label_smoothing=config.label_smoothing)
         self.total_steps = config.epochs * len(train)
         self.progress = Progress()
         self.trained, self.training_seconds = 0, 0.0  # images and time since the last resume
@@ -166,12 +143,14 @@ class _Run:
         train, groups = self.train, self.optimizer.param_groups
         settings = self.config.settings()
         return settings | {
+            "objective": repr(self.objective),
             "dataset": f"{train.dataset!r}",
             "batch_size": train.batch_size,
             "loader_seed": train.seed,
             "shuffle": train.shuffle,
             "drop_last": train.drop_last,
-            "augment": [getattr(augment, "__name__", type(augment).__name__) for augment in train.augment],
+            "augment": [getattr(augment, "__name__", repr(augment)) for augment in train.augment],
+            "repeats": train.repeats,
             "optimizer": type(self.optimizer).__name__,
             "groups": [{k: v for k, v in g.items() if k not in ("params", "slice", "lr")} for g in groups],
         }
@@ -185,7 +164,9 @@ class _Run:
         counts = {"progress": asdict(self.progress), "steps": self.optimizer.steps}
         counts = json.loads(self.ranks.gather(json.dumps(counts))[0])
         self.progress, self.optimizer.steps = Progress(**counts["progress"]), counts["steps"]
-        arrays = [parameter.data for parameter in self.model.parameters()] + [*self.optimizer.state.values()]
+        modules = [self.model, self.objective.module] if self.objective.module else [self.model]
+        arrays = [parameter.data for module in modules for parameter in module.parameters()]
+        arrays += self.optimizer.state.values()
         if self.ema:
             self.ema.updates = self.progress.step
             arrays.append(self.ema.average)
@@ -218,7 +199,7 @@ class _Run:
                 f"{checkpoint.path} is of another run: {'; '.join(changes)}. "
                 "Give the same arguments to go on with it, or another run_dir to begin anew"
             )
-        restore(checkpoint, self.model, self.optimizer, self.ema)
+        restore(checkpoint, self.model, self.optimizer, self.ema, self.objective.module)
         self.progress = Progress(**checkpoint.meta["progress"])
         try:
             cut_log(self.log, self.progress.log_lines)
@@ -232,9 +213,9 @@ class _Run:
         self.progress.seconds = self.saved - self.started
         meta = self.meta | {"progress": asdict(self.progress)}
         whole = name != "best.npz"  # for predictions the weights are enough
-        optimizer, ema = (self.optimizer, self.ema) if whole else (None, None)
+        optimizer, ema, module = (self.optimizer, self.ema, self.objective.module) if whole else (None, None, None)
         try:
-            save_checkpoint(self.folder / name, self.model, optimizer, ema, meta)
+            save_checkpoint(self.folder / name, self.model, optimizer, ema, meta, module)
         except CheckpointError as error:
             raise self.stopped(error) from error
 
@@ -265,12 +246,14 @@ class _Run:
                 start = time.monotonic()
                 self.optimizer.lr = self.learning_rate(progress.step)
                 result = train_step(
-                    self.model, self.loss_fn, batch, self.optimizer,
-                    config.seed, progress.step, self.layout, config.clip, config.penalties,
+                    self.model, self.objective, batch, self.optimizer,
+                    config.seed, progress.step, self.layout, config.clip,
                 )  # fmt: skip
                 if self.ema:
                     self.ema.update()
-                self.count(result, batch.total, time.monotonic() - start)
+                progress.count(result, batch.total)
+                self.trained += batch.total
+                self.training_seconds += time.monotonic() - start
                 bar.set_postfix_str(self.describe(), refresh=False)
                 bar.update(batch.total)
                 if config.log_steps and progress.step % config.log_steps == 0:
@@ -282,31 +265,26 @@ class _Run:
         progress = self.progress
         self.check_ranks()
         with self.ema.applied() if self.ema else nullcontext():
-            test = evaluate(self.model, interrupt.checked(self.test.epoch(0)), self.layout)
-            best = progress.best_accuracy is None or test.accuracy > progress.best_accuracy
-            progress.test_loss, progress.test_accuracy = test
-            progress.best_accuracy = test.accuracy if best else progress.best_accuracy
-            if best:
+            batches = interrupt.checked(self.test.epoch(0))
+            test = evaluate(self.model, batches, self.layout, self.objective.evaluation)
+            if progress.evaluated(test):
                 self.save("best.npz")
-        train_loss, train_accuracy = progress.loss_sum / progress.images, progress.correct / progress.images
-        speed = self.trained / self.training_seconds if self.training_seconds else 0.0
-        progress.epoch += 1
-        progress.batch = progress.images = progress.correct = 0
-        progress.loss_sum = 0.0
+        train = progress.train
+        progress.end_epoch()
         self.write(
             "epoch",
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
             test_loss=test.loss,
             test_accuracy=test.accuracy,
             lr=self.learning_rate(progress.step - 1),
-            images_per_second=speed,
+            images_per_second=self.speed(),
             seconds=time.monotonic() - self.started,
         )
         if self.config.progress:
             tqdm.write(
-                f"epoch {progress.epoch}/{self.config.epochs}  train loss {train_loss:.4f}, accuracy "
-                f"{train_accuracy:.2%}  test loss {test.loss:.4f}, accuracy {test.accuracy:.2%}  {speed:.0f} images/s"
+                f"epoch {progress.epoch}/{self.config.epochs}  train {train.describe()}  test {test.describe()}  "
+                f"{self.speed():.0f} images/s"
             )
         if progress.epoch % self.config.save_epochs == 0 or progress.epoch == self.config.epochs:
             self.save("last.npz")
@@ -323,24 +301,20 @@ class _Run:
         warmup_steps = round(c.warmup_epochs * len(self.train))
         return warmup_cosine(step, self.total_steps, warmup_steps, c.lr, c.min_lr)
 
-    def count(self, result: StepResult, images: int, seconds: float) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.batch += 1
-        progress.images += images
-        progress.loss_sum += result.loss * images
-        progress.correct += result.correct
-        self.trained += images
-        self.training_seconds += seconds
-
     def describe(self) -> str:
         """What the bar says: means of this epoch so far, and when the whole run ends at this speed."""
         p = self.progress
         images_left = (self.total_steps - p.step) * self.train.batch_size
         left = tqdm.format_interval(math.ceil(images_left * self.training_seconds / self.trained))
-        return f"loss {p.loss_sum / p.images:.3f}, accuracy {p.correct / p.images:.1%}, {left} left"
+        return f"{p.train.describe(3)}, {left} left"
 
-    def write(self, event: str, **values: float) -> None:
+    def speed(self) -> float:
+        """Images per second of training, since the last resume."""
+        return self.trained / self.training_seconds if self.training_seconds else 0.0
+
+    def write(self, event: str, **values: float | None) -> None:
+        """Add a line to the log, of the values that there are."""
+        values = {name: value for name, value in values.items() if value is not None}
         line = {"event": event, "epoch": self.progress.epoch, "step": self.progress.step, **values}
         try:
             if self.ranks.rank == 0:
@@ -351,5 +325,4 @@ class _Run:
 
     def result(self) -> FitResult:
         p = self.progress
-        speed = self.trained / self.training_seconds if self.training_seconds else 0.0
-        return FitResult(p.test_loss, p.test_accuracy, p.best_accuracy, p.step, p.seconds, speed)
+        return FitResult(p.test_loss, p.test_accuracy, p.best_loss, p.best_accuracy, p.step, p.seconds, self.speed())

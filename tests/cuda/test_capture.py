@@ -14,7 +14,8 @@ from minivit.cuda.normalization import layer_norm
 from minivit.cuda.random import uniform
 from minivit.data.loader import Batch
 from minivit.models import VisionTransformer
-from minivit.nn import Module, init
+from minivit.nn import BatchNorm1d, Module, init
+from minivit.objective import Classification
 from minivit.optim import SGD, AdamW, weight_decay_groups
 from minivit.training.captured import CapturedStep
 from minivit.training.layout import Layout
@@ -139,14 +140,14 @@ def trained(model, step_function, count=5, **options):
 
 def captured(max_norm=0.5, **options):
     return lambda model, optimizer: CapturedStep(
-        model, ops.cross_entropy, optimizer, seed=3, max_norm=max_norm, **options
+        model, Classification(), optimizer, seed=3, max_norm=max_norm, **options
     )
 
 
 def op_by_op(max_norm=0.5, **options):
     def step_function(model, optimizer):
         return lambda batch, step: train_step(
-            model, ops.cross_entropy, batch, optimizer, 3, step, max_norm=max_norm, **options
+            model, Classification(), batch, optimizer, 3, step, max_norm=max_norm, **options
         )
 
     return step_function
@@ -220,9 +221,38 @@ def test_a_failing_step_leaves_the_weights_and_is_told_a_call_late(gpu, bad):
     assert (exact(optimizer.flat.data) != weights).any()
 
 
+class Normalised(Module):
+    def __init__(self):
+        self.norm = BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def test_running_estimates_follow_each_step_that_is_made(gpu):
+    """As op by op, though the warm-up and the recording go forward four times; and a failing step leaves them."""
+    model, other = Normalised().to("cuda"), Normalised().to("cuda")
+    trained(model, captured(), shape=(4,))
+    trained(other, op_by_op(), shape=(4,))
+    for ours, theirs in zip(model.buffers(), other.buffers()):
+        np.testing.assert_allclose(exact(ours.data), exact(theirs.data), rtol=1e-6)
+    assert model.norm.num_batches_tracked.item() == 5
+
+    step = captured()(model, SGD(model.named_parameters()))
+    good, failing, after = batches(3, shape=(4,))
+    failing.images[1, 2] = math.inf
+    step(good, 0)
+    before = model.state_dict()
+    step(failing, 1)
+    with pytest.raises(NonFiniteLoss):
+        step(after, 2)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_bad_batches_and_devices_get_a_sentence(gpu):
     with pytest.raises(ValueError, match=r"call model.to\('cuda'\) before"):
-        CapturedStep(vit(np), ops.cross_entropy, SGD(vit(np).named_parameters()), 0)
+        CapturedStep(vit(np), Classification(), SGD(vit(np).named_parameters()), 0)
     model = vit(gpu)
     step = captured()(model, SGD(model.named_parameters()))
     (batch,) = batches(1)

@@ -16,6 +16,7 @@ from minivit.cuda import Captured, blas, launch, precision
 from minivit.cuda.precision import PRECISIONS
 from minivit.data import Batch
 from minivit.models import VisionTransformer, create_model
+from minivit.objective import Classification
 from minivit.optim import AdamW, clip_grad_norm, weight_decay_groups
 from minivit.random import sampling
 from minivit.training import CapturedStep, Layout, train_step
@@ -60,8 +61,7 @@ def batch(number=0, size=4, device="cpu", dtype=np.float32):
     return Batch(images, labels, np.arange(size) + size * number).to(device)
 
 
-def loss_fn(logits, labels):
-    return ops.cross_entropy(logits, labels, label_smoothing=0.1)
+OBJECTIVE = Classification(label_smoothing=0.1)
 
 
 def optimizer_for(model):
@@ -72,7 +72,7 @@ def optimizer_for(model):
 def one_step(model, optimizer, data, number=0, max_norm=0.5):
     """A training step that reads nothing: loss and norm, where they lie."""
     optimizer.zero_grad()
-    seen = forward_and_backward(model, loss_fn, data, optimizer, 3, number, Layout())
+    seen = forward_and_backward(model, OBJECTIVE, data, optimizer, 3, number, Layout())
     norm = clip_grad_norm(optimizer, max_norm)
     optimizer.step()
     return seen[0, 0], norm
@@ -152,7 +152,7 @@ def test_logits_loss_and_gradients_are_those_of_the_formulas(gpu, name):
         optimizer = optimizer_for(model)
         with no_grad(), sampling(3, 0, data.samples):
             logits = model(data.images)
-        seen = forward_and_backward(model, loss_fn, data, optimizer, 3, 0, Layout())
+        seen = forward_and_backward(model, OBJECTIVE, data, optimizer, 3, 0, Layout())
         return {"logits": logits.data, "loss": seen[:, 0]} | optimizer.flat.views(optimizer.flat.grad)
 
     with precision(name):
@@ -169,7 +169,7 @@ def test_every_op_of_a_step_is_fused(gpu):
     model, data = network("cuda"), batch(device="cuda")
     with precision("bf16"), watched() as (used, left, kernels), no_waiting():
         logits = model(data.images)
-        assert op_names(loss_fn(logits, data.labels)) <= set(used) | VIEWS
+        assert op_names(ops.cross_entropy(logits, data.labels, label_smoothing=0.1)) <= set(used) | VIEWS
         one_step(model, optimizer_for(model), data)
     assert not left
     assert set(used) == {
@@ -225,11 +225,11 @@ def trained(step_function, name, steps, model, batches):
 
 
 def op_by_op(model, optimizer):
-    return lambda data, number: train_step(model, loss_fn, data, optimizer, 3, number, max_norm=1.0)
+    return lambda data, number: train_step(model, OBJECTIVE, data, optimizer, 3, number, max_norm=1.0)
 
 
 def captured(model, optimizer):
-    return CapturedStep(model, loss_fn, optimizer, 3, max_norm=1.0)
+    return CapturedStep(model, OBJECTIVE, optimizer, 3, max_norm=1.0)
 
 
 def test_a_graph_of_a_step_has_all_kernels_in_it(gpu):

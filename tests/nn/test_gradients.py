@@ -6,7 +6,9 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from minivit import Tensor, gradcheck, nn, ops
+from minivit.autograd import Buffer
 from minivit.random import sampling
+from tests.strategies import CASES as OPS
 from tests.strategies import arrays, flags, generators, sizes, some_axes
 
 EPS = 0.1  # of layer norms: with a small one, tokens of almost equal channels would be a kink
@@ -15,9 +17,15 @@ rates = st.sampled_from([0.0, 0.3, 0.8])
 
 
 def randomise(module, rng):
-    """Weights of standard deviation 0.3 in float64: with much smaller ones gradients are lost in rounding."""
+    """Weights of standard deviation 0.3 in float64: with much smaller ones gradients are lost in rounding.
+
+    Buffers are positive, as a running variance is.
+    """
     for parameter in module.parameters():
-        parameter.data = np.asarray(0.3 * rng.standard_normal(parameter.shape))
+        if isinstance(parameter, Buffer):
+            parameter.data = np.asarray(rng.uniform(0.2, 2, parameter.shape))
+        else:
+            parameter.data = np.asarray(0.3 * rng.standard_normal(parameter.shape))
     return module
 
 
@@ -77,6 +85,27 @@ def on_any_shape(draw, make):
 
 
 @st.composite
+def batch_norms(draw, kind):
+    """A layer, and x of several values a channel."""
+    ndims = st.sampled_from(kind.ndims).flatmap(lambda n: st.tuples(st.integers(2, 4), *[sizes] * (n - 1)))
+    shape = draw(ndims)
+    return kind(shape[1], EPS, affine=draw(flags)), draw(arrays(shape))
+
+
+@st.composite
+def convolutions(draw):
+    """A layer made for the arguments of the op."""
+    case = draw(OPS["conv2d"])
+    x, weight, bias = case.args
+    channels, kernel = (x.shape[1], len(weight)), weight.shape[2:]
+    return nn.Conv2d(*channels, kernel, **case.options, bias=bias is not None), x
+
+
+def poolings(kind, name):
+    return OPS[name].map(lambda case: (kind(**case.options), *case.args))
+
+
+@st.composite
 def patch_embeddings(draw, kind=nn.PatchEmbed, **options):
     (b, c), grid, patch = (draw(st.tuples(sizes, sizes)) for _ in range(3))
     image = (grid[0] * patch[0], grid[1] * patch[1])
@@ -113,7 +142,11 @@ def blocks(draw):
 
 CASES = {
     nn.Attention: attentions(),
+    nn.AvgPool2d: poolings(nn.AvgPool2d, "avg_pool2d"),
+    nn.BatchNorm1d: batch_norms(nn.BatchNorm1d),
+    nn.BatchNorm2d: batch_norms(nn.BatchNorm2d),
     nn.Block: blocks(),
+    nn.Conv2d: convolutions(),
     nn.Dropout: on_any_shape(lambda draw, width: nn.Dropout(draw(rates))),
     nn.DropPath: on_any_shape(lambda draw, width: nn.DropPath(draw(rates))),
     nn.GatedRMSNorm: on_any_shape(lambda draw, width: nn.GatedRMSNorm(width, EPS)),
@@ -122,6 +155,7 @@ CASES = {
     nn.LayerScale: on_any_shape(lambda draw, width: nn.LayerScale(width)),
     nn.Linear: on_any_shape(lambda draw, width: nn.Linear(width, draw(sizes), bias=draw(flags))),
     nn.LocalitySelfAttention: attentions(nn.LocalitySelfAttention),
+    nn.MaxPool2d: poolings(nn.MaxPool2d, "max_pool2d"),
     nn.Mlp: mlps(),
     nn.PatchEmbed: patch_embeddings(),
     nn.RectifiedAttention: attentions(nn.RectifiedAttention),

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 
-from minivit import ops
 from minivit.data import Dataset, Loader
 from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.models import VisionTransformer
+from minivit.objective import Classification
 from minivit.optim import SGD
 from minivit.random import generator
 from minivit.training import Layout, connect, train_step
@@ -34,7 +34,7 @@ def train(layout: Layout, seed: int, steps: int = 20) -> dict[str, np.ndarray]:
     with layout:
         for step in range(steps):
             batch = loader.batch(*divmod(step, len(loader)))
-            train_step(model, ops.cross_entropy, batch, optimizer, seed, step, layout, max_norm=1.0)
+            train_step(model, Classification(), batch, optimizer, seed, step, layout, max_norm=1.0)
     return model.state_dict()
 
 

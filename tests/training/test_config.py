@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from minivit import ops
 from minivit.data import Batch, Dataset, Loader
 from minivit.diversity import HeadPenalties
 from minivit.models import VisionTransformer
+from minivit.objective import Classification
 from minivit.optim import SGD, AdamW
 from minivit.training import Layout, TrainConfig, fit, load_checkpoint, train_step
 
@@ -20,12 +20,12 @@ def network():
     )
 
 
-def run(folder, **options):
+def run(folder, objective=None, **options):
     """Two epochs of a network with heads; its checkpoint."""
     rng, model = np.random.default_rng(0), network()
     data = Dataset("noise", rng.integers(256, size=(7, 1, 8, 8), dtype=np.uint8), np.arange(7) % 3, ["a", "b", "c"])
     config = TrainConfig(folder, epochs=2, lr=0.01, progress=False, **options)
-    fit(model, AdamW(model.named_parameters()), Loader(data, 4), Loader(data, 4, shuffle=False), config)
+    fit(model, AdamW(model.named_parameters()), Loader(data, 4), Loader(data, 4, shuffle=False), config, objective)
     return load_checkpoint(folder / "last.npz")
 
 
@@ -48,19 +48,17 @@ def test_settings_do_not_change():
 
 
 def test_settings_are_plain_values_without_what_may_change_on_resuming():
-    penalties = HeadPenalties({"margin": 0.5}, margin=0.25)
-    settings = TrainConfig("runs/x", epochs=1, save_seconds=3, penalties=penalties).settings()
+    settings = TrainConfig("runs/x", epochs=1, save_seconds=3).settings()
     assert json.loads(json.dumps(settings)) == settings
-    assert settings["penalties"] == {"weights": {"margin": 0.5}, "margin": 0.25} | {
-        "per_token": False, "include_diagonal": True,
-    }  # fmt: skip
     assert "save_seconds" not in settings and "run_dir" not in settings and settings["precision"] == "fp32"
 
 
 def test_penalties_change_the_training_and_are_told_in_the_checkpoint(tmp_path):
     plain = run(tmp_path / "plain")
-    penalised = run(tmp_path / "penalised", penalties=HeadPenalties({"disagreement_output": 5.0}))
-    assert penalised.meta["settings"]["penalties"]["weights"] == {"disagreement_output": 5.0}
+    objective = Classification(penalties=HeadPenalties({"disagreement_output": 5.0}))
+    penalised = run(tmp_path / "penalised", objective)
+    assert penalised.meta["settings"]["objective"] == repr(objective)
+    assert plain.meta["settings"]["objective"] == "Classification(label_smoothing=0.0, penalties=None)"
     name = "blocks.0.attn.qkv.weight"
     assert np.abs(plain.model[name] - penalised.model[name]).max() > 1e-4
 
@@ -69,14 +67,12 @@ def test_penalties_change_the_training_and_are_told_in_the_checkpoint(tmp_path):
 def test_with_penalties_too_the_layout_does_not_change_a_step(cut):
     rng, weights = np.random.default_rng(1), []
     batch = Batch(rng.standard_normal((7, 1, 8, 8)).astype(np.float32), np.arange(7) % 3, np.arange(7))
-    penalties = HeadPenalties({"disagreement_position": 1.0, "margin": 2.0}, margin=-0.5)
+    objective = Classification(penalties=HeadPenalties({"disagreement_position": 1.0, "margin": 2.0}, margin=-0.5))
     for layout in (Layout(), Layout(*cut)):
         model = network()
         optimizer = SGD(model.named_parameters(), lr=0.1)
         with layout:
-            result = train_step(
-                model, ops.cross_entropy, batch, optimizer, seed=0, step=0, layout=layout, penalties=penalties
-            )
+            result = train_step(model, objective, batch, optimizer, seed=0, step=0, layout=layout)
         weights.append((result.loss, optimizer.flat.data.copy()))
     (loss, whole), (same_loss, pieces) = weights
     assert loss == pytest.approx(same_loss, rel=1e-5)

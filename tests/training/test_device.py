@@ -12,6 +12,7 @@ from minivit.data import Dataset, Loader
 from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.models import VisionTransformer
 from minivit.nn import check_device, on_device_of
+from minivit.objective import Classification
 from minivit.optim import EMA, AdamW, clip_grad_norm, weight_decay_groups
 from minivit.random import generator
 from minivit.training import (
@@ -32,6 +33,7 @@ from minivit.training import (
 )
 from minivit.training.step import forward_and_backward
 from tests.cupy_twin import counted, current, forbid_synchronisation
+from tests.training.objectives import LossOf
 from tests.training.test_loop import contents, on_call, press_ctrl_c
 
 DEVICES = ["cpu", "cuda", "cuda:1"]
@@ -70,9 +72,10 @@ def loaders(data_on="cpu", prefetch=2):
 def run(folder, device="cpu", resume=False, layout=None, data_on="cpu", prefetch=2, **options):
     """A run as a new process would make it; in one piece a batch, as on a GPU."""
     model = network(device)
-    options = {"lr": 0.01, "label_smoothing": 0.1, "ema": 0.9, "log_steps": 1, "progress": False, **options}
+    options = {"lr": 0.01, "ema": 0.9, "log_steps": 1, "progress": False, **options}
     config = TrainConfig(folder, epochs=2, **options)
-    return fit(model, optimizer_for(model), *loaders(data_on, prefetch), config, resume, layout=layout or Layout())
+    given = model, optimizer_for(model), *loaders(data_on, prefetch), config, Classification(label_smoothing=0.1)
+    return fit(*given, resume, layout=layout or Layout())
 
 
 def batch_on(device="cpu"):
@@ -89,6 +92,7 @@ def on_the_cpu(tmp_path_factory):
 def assert_same_run(folder, expected, rel=0.0):
     """Bit for bit, but for norms of gradients: NumPy adds up the squares of blocks, and the twin those of the whole."""
     (progress, log, _), (other_progress, other_log, _) = contents(folder), contents(expected)
+    assert progress.pop("correct") is other_progress.pop("correct") is None  # of the epoch that comes next
     assert progress == pytest.approx(other_progress, rel=rel) and len(log) == len(other_log)
     for line, other in zip(log, other_log):
         norms = line.pop("grad_norm", 0.0), other.pop("grad_norm", 0.0)
@@ -136,7 +140,7 @@ def test_a_checkpoint_is_loaded_where_the_model_lies(tmp_path, saved, loaded):
     optimizer, other_optimizer = optimizer_for(model), optimizer_for(other)
     with on(saved):
         ema = EMA(optimizer, 0.5)
-        train_step(model, ops.cross_entropy, batch_on(saved), optimizer, 0, 0)
+        train_step(model, Classification(), batch_on(saved), optimizer, 0, 0)
         ema.update()
         save_checkpoint(tmp_path / "x.npz", model, optimizer, ema)
     with on(loaded):
@@ -172,7 +176,7 @@ def test_a_step_waits_once():
     model = network("cuda")
     optimizer, batch = optimizer_for(model), batch_on("cuda")
     with counted() as waits:
-        result = train_step(model, ops.cross_entropy, batch, optimizer, 0, 0, max_norm=0.1)
+        result = train_step(model, Classification(), batch, optimizer, 0, 0, max_norm=0.1)
     assert waits == {"get": 1}
     assert [type(value) for value in result] == [float, int, float]
 
@@ -181,9 +185,9 @@ def test_gradient_clipping_and_update_need_no_wait():
     model, twin = network(), network("cuda")
     for net in (model, twin):
         batch, optimizer, layout = batch_on(net.device), optimizer_for(net), Layout(micro_batch=2)
-        train_step(net, ops.cross_entropy, batch, optimizer, 0, 0, layout, max_norm=0.1)
+        train_step(net, Classification(), batch, optimizer, 0, 0, layout, max_norm=0.1)
         with forbid_synchronisation():
-            forward_and_backward(net, ops.cross_entropy, batch, optimizer, 0, 1, layout)
+            forward_and_backward(net, Classification(), batch, optimizer, 0, 1, layout)
             clip_grad_norm(optimizer, 0.1)
             optimizer.step()
     state, expected = twin.state_dict(), model.state_dict()
@@ -243,7 +247,7 @@ def test_masks_are_the_same_everywhere():
     losses = set()
     for device in DEVICES:
         model = network(device).train()
-        losses.add(train_step(model, ops.cross_entropy, batch_on(device), optimizer_for(model), 7, 3).loss)
+        losses.add(train_step(model, Classification(), batch_on(device), optimizer_for(model), 7, 3).loss)
     assert len(losses) == 1
 
 
@@ -272,7 +276,7 @@ def test_what_lies_elsewhere_gets_a_sentence(here, there):
     )
     before = model.state_dict()
     for use in [
-        lambda: train_step(model, ops.cross_entropy, batch, optimizer_for(model), 0, 0),
+        lambda: train_step(model, Classification(), batch, optimizer_for(model), 0, 0),
         lambda: predict(model, batch.images),
         lambda: evaluate(model, [batch]),
         lambda: class_attention(model, batch.images),
@@ -281,7 +285,7 @@ def test_what_lies_elsewhere_gets_a_sentence(here, there):
         with pytest.raises(TypeError, match=sentence):
             use()
     with pytest.raises(TypeError, match=rf"the labels are on {there}, the model is on {here}"):
-        train_step(model, ops.cross_entropy, batch_on(here)._replace(labels=batch.labels), optimizer_for(model), 0, 0)
+        train_step(model, Classification(), batch_on(here)._replace(labels=batch.labels), optimizer_for(model), 0, 0)
     assert all((array == before[name]).all() for name, array in model.state_dict().items())
 
 
@@ -297,7 +301,7 @@ def test_a_model_that_was_moved_after_its_optimizer_was_made():
     model = network()
     optimizer = optimizer_for(model)
     with pytest.raises(RuntimeError, match=r"was replaced after it was laid out flat.*: call model.to\(\)"):
-        train_step(model.to("cuda"), ops.cross_entropy, batch_on("cuda"), optimizer, 0, 0)
+        train_step(model.to("cuda"), Classification(), batch_on("cuda"), optimizer, 0, 0)
 
 
 def test_a_model_is_moved_with_its_gradients():
@@ -314,9 +318,9 @@ def test_a_model_is_moved_with_its_gradients():
 def test_a_loss_that_is_not_finite_changes_nothing_on_any_device(tmp_path, monkeypatch, device):
     function = loop.train_step
 
-    def poisoned(model, loss_fn, batch, optimizer, seed, step, *rest, **options):
+    def poisoned(model, objective, batch, optimizer, seed, step, *rest, **options):
         batch = batch._replace(images=batch.images * float("nan")) if step == 4 else batch
-        return function(model, loss_fn, batch, optimizer, seed, step, *rest, **options)
+        return function(model, objective, batch, optimizer, seed, step, *rest, **options)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(NonFiniteLoss, match=r"the loss is nan in step 4: .* the input images\. ") as caught:
@@ -335,9 +339,9 @@ def test_a_gradient_that_is_not_finite_is_named_on_any_device(device, clip):
     model = network(device)
     optimizer = optimizer_for(model)
     before = model.state_dict()
+    objective = LossOf(lambda logits, labels: ops.cross_entropy(logits, labels) + (0.0 * logits).sqrt().sum())
     with pytest.raises(NonFiniteLoss, match=r"norm is (nan|inf) in step 0, .* is the gradient of head.bias$"):
-        loss_fn = lambda logits, labels: ops.cross_entropy(logits, labels) + (0.0 * logits).sqrt().sum()  # noqa: E731
-        train_step(model, loss_fn, batch_on(device), optimizer, 0, 0, max_norm=clip)
+        train_step(model, objective, batch_on(device), optimizer, 0, 0, max_norm=clip)
     assert optimizer.steps == 0
     assert all((array == before[name]).all() for name, array in model.state_dict().items())
 

@@ -329,8 +329,9 @@ def cut_off(path):
 
 
 def flip_a_bit(path):
+    """Of a weight: there are bytes between the arrays of a zip file that say nothing."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
+    content[content.index(load_checkpoint(path).model["fc2.weight"].tobytes()) + 10] ^= 4
     path.write_bytes(content)
 
 

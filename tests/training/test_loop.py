@@ -1,7 +1,6 @@
 """The loop: a run that is stopped anywhere and resumed is the run that was never stopped."""
 
 import signal
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from minivit import ops
 from minivit.data import Dataset, Loader
 from minivit.nn import Dropout, Linear, Module
+from minivit.objective import Classification
 from minivit.optim import EMA, AdamW, warmup_cosine, weight_decay_groups
 from minivit.random import generator
 from minivit.training import (
@@ -26,6 +26,7 @@ from minivit.training import (
     train_step,
 )
 
+OBJECTIVE = Classification(label_smoothing=0.1)
 CLOCK = {"seconds", "images_per_second"}  # what may differ between two runs
 
 
@@ -58,10 +59,10 @@ def dataset(name, size):
 TRAIN, TEST = dataset("train", 10), dataset("test", 7)  # 3 batches of 4, 4 and 2 an epoch
 
 
-def run(folder, resume=False, overwrite=False, meta=None, layout=None, **options):
+def run(folder, resume=False, overwrite=False, meta=None, layout=None, objective=OBJECTIVE, **options):
     """A fresh model, optimizer and loaders, as a new process would make them; then fit()."""
     options = {
-        "epochs": 3, "lr": 0.05, "warmup_epochs": 1, "label_smoothing": 0.1, "clip": 1.0, "ema": 0.9,
+        "epochs": 3, "lr": 0.05, "warmup_epochs": 1, "clip": 1.0, "ema": 0.9,
         "log_steps": 1, "progress": False, **options,
     }  # fmt: skip
     model = Net().eval()  # as after an evaluation: fit must train in training mode
@@ -70,7 +71,7 @@ def run(folder, resume=False, overwrite=False, meta=None, layout=None, **options
     test = Loader(TEST.normalised_like(TRAIN), 4, shuffle=False)
     config = TrainConfig(folder, **options)
     layout = layout or Layout(workers=2, micro_batch=2)
-    return fit(model, optimizer, train, test, config, resume, overwrite, meta, layout)
+    return fit(model, optimizer, train, test, config, objective, resume, overwrite, meta, layout)
 
 
 def contents(folder):
@@ -124,14 +125,13 @@ def test_the_loop_is_a_loop(undisturbed):
     optimizer = AdamW(weight_decay_groups(model, 0.05))
     ema = EMA(optimizer, 0.9, warmup=True)
     train = Loader(TRAIN, 4, seed=1, augment=[brighten])
-    loss_fn = partial(ops.cross_entropy, label_smoothing=0.1)
     step, epochs = 0, []
     with Layout(workers=2, micro_batch=2) as layout:
         for epoch in range(3):
             results = []
             for batch in train.epoch(epoch):
                 optimizer.lr = warmup_cosine(step, 9, 3, 0.05)
-                result = train_step(model, loss_fn, batch, optimizer, 0, step, layout, max_norm=1.0)
+                result = train_step(model, OBJECTIVE, batch, optimizer, 0, step, layout, max_norm=1.0)
                 results.append((result, len(batch.labels)))
                 ema.update()
                 step += 1
@@ -177,14 +177,14 @@ def test_interrupted_in_an_evaluation(tmp_path, monkeypatch, capfd, undisturbed,
     """Between two batches it is left, and done anew on resuming; after the last one it counts."""
     calls = iter(range(3))
 
-    def pressing(model, batches, layout):
+    def pressing(model, batches, layout, objective):
         def press(number, item):
             if call == 1 and number == batch:
                 press_ctrl_c()
             return item
 
         call = next(calls)
-        return evaluate(model, (press(number, item) for number, item in enumerate(batches)), layout)
+        return evaluate(model, (press(number, item) for number, item in enumerate(batches)), layout, objective)
 
     monkeypatch.setattr(loop, "evaluate", pressing)
     with pytest.raises(Interrupted, match="after 6 of 9 steps"):
@@ -251,7 +251,7 @@ def test_a_finished_run_resumes_to_its_result(tmp_path):
     first = run(tmp_path, epochs=1)
     before = (tmp_path / "last.npz").read_bytes()
     again = run(tmp_path, epochs=1, resume=True)
-    assert again[:5] == first[:5] and again.images_per_second == 0
+    assert again[:6] == first[:6] and again.images_per_second == 0
     assert (tmp_path / "last.npz").read_bytes() == before
 
 
@@ -288,9 +288,9 @@ def test_the_description_suffices_to_predict(tmp_path):
 def test_a_nonfinite_loss_stops_and_saves_the_weights_before_it(tmp_path, monkeypatch, undisturbed):
     function = loop.train_step
 
-    def poisoned(model, loss_fn, batch, optimizer, seed, step, *rest, **options):
+    def poisoned(model, objective, batch, optimizer, seed, step, *rest, **options):
         batch = batch._replace(images=batch.images * np.float32("nan")) if step == 4 else batch
-        return function(model, loss_fn, batch, optimizer, seed, step, *rest, **options)
+        return function(model, objective, batch, optimizer, seed, step, *rest, **options)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     message = r"the loss is nan in step 4: .* the input images. .*nonfinite.npz"

@@ -103,8 +103,8 @@ from tests.training.test_loop import run
 
 ranks, train_step = connect(), loop.train_step
 
-def stopping(model, loss_fn, batch, optimizer, seed, step, *rest, **options):
-    result = train_step(model, loss_fn, batch, optimizer, seed, step, *rest, **options)
+def stopping(model, objective, batch, optimizer, seed, step, *rest, **options):
+    result = train_step(model, objective, batch, optimizer, seed, step, *rest, **options)
     if step == int(sys.argv[2]) and ranks.rank == ranks.size - 1:
         signal.raise_signal(signal.SIGINT)
     return result
@@ -133,6 +133,32 @@ def test_a_run_stopped_on_4_ranks_goes_on_with_2_and_1(tmp_path):
         assert mine.pop("event") == other.pop("event") and mine == pytest.approx(other, rel=1e-4)
     ours, theirs = (load_checkpoint(tmp_path / name / "last.npz") for name in ("cut", "whole"))
     assert distance(ours.model, theirs.model) < 1e-5 and distance(ours.ema, theirs.ema) < 1e-5
+
+
+OTHER_OBJECTIVES = """
+import sys
+from pathlib import Path
+from minivit.training import Layout, connect
+from tests.training.objectives import likeness
+from tests.training.test_objectives import Net, reconstruct, run
+
+ranks, objective = connect(), likeness()
+layout = Layout(micro_batch=2, ranks=ranks)
+objective.layer.bias.data[...] += ranks.rank  # what rank 0 has counts
+with ranks.together():
+    assert reconstruct(Path(sys.argv[1], "reconstruct"), layout=layout).best_accuracy is None
+    run(Path(sys.argv[1], "imitate"), Net(), objective, layout=layout)
+"""
+
+
+@under_mpi
+def test_ranks_train_for_other_objectives_too(tmp_path):
+    """Without answers to count, with weights beside the model, and where a rank has no image of the last batch."""
+    for ranks in (1, 3):
+        assert run(ranks, "-c", OTHER_OBJECTIVES, tmp_path / str(ranks)) == (0, "", "")
+    for name in ("reconstruct", "imitate"):
+        ours, theirs = (load_checkpoint(tmp_path / ranks / name / "last.npz") for ranks in "31")
+        assert distance(ours.model | ours.objective, theirs.model | theirs.objective) < 1e-4
 
 
 def test_alone_without_mpiexec(monkeypatch):

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from minivit import ops
 from minivit.data import Batch
 from minivit.nn import Dropout, Linear, Module
+from minivit.objective import Classification
 from minivit.optim import SGD
 from minivit.random import generator
 from minivit.training import Layout, NonFiniteLoss, train_step
 from minivit.training.step import count_correct
+from tests.training.objectives import LossOf
+
+CLASSES = Classification()
 
 
 class Net(Module):
@@ -45,10 +49,10 @@ def batch(size=7, seed=0):
     return Batch(rng.normal(size=(size, 4)), rng.integers(0, 3, size), rng.permutation(1000)[:size])
 
 
-def step(model, data, lr=0.1, seed=0, number=0, loss_fn=ops.cross_entropy, layout=None, max_norm=None):
+def step(model, data, lr=0.1, seed=0, number=0, objective=CLASSES, layout=None, max_norm=None):
     optimizer = SGD(model.named_parameters(), lr=lr)
     with layout or Layout() as inside:
-        return train_step(model, loss_fn, Batch(*data), optimizer, seed, number, inside, max_norm), optimizer
+        return train_step(model, objective, Batch(*data), optimizer, seed, number, inside, max_norm), optimizer
 
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5]))
@@ -81,7 +85,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss():
 def test_gradients_of_earlier_steps_are_forgotten():
     data, model = batch(), Net()
     _, optimizer = step(model, data, lr=0.0)
-    again = [train_step(model, ops.cross_entropy, data, optimizer, 0, i).grad_norm for i in range(2)]
+    again = [train_step(model, CLASSES, data, optimizer, 0, i).grad_norm for i in range(2)]
     assert again[0] == again[1]
 
 
@@ -133,7 +137,7 @@ def infinite_images():
         (Net(middle=Apply(lambda x: (0.0 * x).log())), {}, r"the output of middle \(Apply\)"),
         (Overflow(), {}, r"the output of the model itself \(Overflow\)"),
         (Net(), {"data": infinite_images()}, "the input images"),
-        (Net(), {"loss_fn": lambda logits, labels: (0.0 * logits).log().mean()}, "the loss function"),
+        (Net(), {"objective": LossOf(lambda logits, labels: (0.0 * logits).log().mean())}, "the loss function"),
     ],
 )
 def test_the_first_nonfinite_value_of_a_forward_pass_is_named(model, options, first, layout):
@@ -154,11 +158,11 @@ def test_a_gradient_that_is_not_finite_is_named():
     check_refused(model, r"the gradient's norm is nan in step 5, of a loss of [\d.]+; .* is the gradient of fc1.bias$")
 
 
-def check_refused(model, message, data=None, loss_fn=ops.cross_entropy, layout=None):
+def check_refused(model, message, data=None, objective=CLASSES, layout=None):
     optimizer = SGD(model.named_parameters(), lr=0.1)
     before = [p.data.copy() for p in model.parameters()]
     with pytest.raises(NonFiniteLoss, match=message) as caught, layout or Layout() as inside:
-        train_step(model, loss_fn, Batch(*(data or batch())), optimizer, 0, 5, inside)
+        train_step(model, objective, Batch(*(data or batch())), optimizer, 0, 5, inside)
     assert caught.value.first in str(caught.value)
     assert optimizer.steps == 0
     for p, old in zip(model.parameters(), before):

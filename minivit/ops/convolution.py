@@ -1,0 +1,268 @@
+"""Convolution and pooling: the same little sum, or maximum, at every place of an image.
+
+A kernel of kh rows and kw columns is laid on the image at the places (s u, t v), u = 0, 1, …, v = 0, 1, …, for a stride
+(s, t). Its entry (i, j) then lies on the pixel (s u + i − p, t v + j − q), for a padding (p, q). Beyond the edge there
+are zeros, which need not be stored: ``_taps`` says of each entry at which places it lies on a pixel.
+
+Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016 (arXiv:1603.07285), has pictures of it.
+"""
+
+import math
+from collections.abc import Iterator
+
+from minivit.autograd import op, wanted
+from minivit.backend import Array, array_module, cache_blocks
+
+Pair = tuple[int, int]
+Slices = tuple[slice, slice]
+COLUMNS_BYTES = 2**20  # of the columns that are made at a time: they stay in the cache of a core
+
+
+@op
+def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
+    """y[b, o, u, v] = bias[o] + Σ_c Σ_ij weight[o, c, i, j] · x[b, c, s u + i − p, t v + j − q], as PyTorch's.
+
+    x (B, C, H, W), weight (O, C/groups, kh, kw), bias (O,) or None → (B, O, ⌊(H + 2p − kh)/s⌋ + 1,
+    ⌊(W + 2q − kw)/t⌋ + 1). ``stride`` (s, t) and ``padding`` (p, q) are pairs, or one number for both. Input and output
+    channels are cut into ``groups``, and an output sees the inputs of its own group only.
+
+    Forwards it is a product of two matrices: the weight, (O, C·kh·kw), and the *columns* (C·kh·kw, places), which hold
+    what the kernel sees at each place (Chellapilla, Puri and Simard, "High performance convolutional neural networks
+    for document processing", 2006). ``_kernel_rows`` makes them, with few copies.
+
+    Backwards, the derivative by each factor is the sum over the other:
+
+        dW[o, c, i, j] = Σ_b Σ_uv dy[b, o, u, v] · x[b, c, s u + i − p, t v + j − q]
+        db[o] = Σ_b Σ_uv dy[b, o, u, v]
+        dx[b, c, m, n] = Σ_o Σ_ij weight[o, c, i, j] · dy[b, o, u, v],  s u + i − p = m,  t v + j − q = n
+
+    dW is a product of dy with the same columns. With stride 1, dx has u = m + p − i and v = n + q − j: it is a
+    convolution of dy, whose kernel is the weight turned by half a turn, its inputs and outputs exchanged. With stride
+    s, the rows e, e + s, e + 2s, … of x meet only the rows r, r + s, … of the kernel, r = (e + p) mod s. So dx consists
+    of s·t parts, each a convolution of stride 1, of dy with a part of the kernel; no zeros are put between rows of dy.
+
+    Raises ValueError where the shapes do not fit, and for strides and paddings that cannot be.
+
+    >>> conv2d(Tensor([[[[1.0, 2.0, 4.0, 7.0]]]]), Tensor([[[[-1.0, 1.0]]]])).numpy()
+    array([[[[1., 2., 3.]]]], dtype=float32)
+    """
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1] * groups or len(weight) % groups:
+        raise ValueError(
+            "conv2d needs x (B, C, H, W) and weight (O, C/groups, kh, kw), O a multiple of groups; "
+            f"got x {x.shape}, weight {weight.shape} and groups {groups}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"conv2d needs bias of shape {weight.shape[:1]}, got {bias.shape}")
+    shape, stride, padding = x.shape, _pair(stride), _pair(padding)
+    size = _output_size("conv2d", shape, weight.shape[2:], stride, padding)
+    kernel = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, kh, kw)
+    y = array_module(x).empty((len(x), len(weight), *size), x.dtype)
+    _convolve(x, kernel, stride, padding, y)
+    if bias is not None:
+        y += bias[:, None, None]
+    x_kept, kernel_kept = x if wanted(1) else None, kernel if wanted(0) else None
+    kernel_shape, bias_wanted = kernel.shape, bias is not None and wanted(2)
+
+    def pullback(dy):
+        dx = None if kernel_kept is None else _input_cotangent(dy, kernel_kept, stride, padding, shape)
+        dweight = None if x_kept is None else _kernel_cotangent(dy, x_kept, stride, padding, kernel_shape)
+        dbias = dy.sum((2, 3)) if bias_wanted else None  # (B, O): the walk back sums over the images
+        return dx, dweight, dbias
+
+    return y, pullback
+
+
+def _convolve(x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array) -> None:
+    """Write into y (B, O, rows, columns) what the kernel (G, O/G, C/G, kh, kw) makes of x.
+
+    A negative padding takes rows or columns away.
+    """
+    groups, outputs = kernel.shape[:2]
+    for piece in _pieces(x, kernel.shape):
+        terms = (
+            kernel[:, :, :, rows].reshape(groups, outputs, -1) @ columns
+            for rows, columns in _kernel_rows(x[piece], kernel.shape, stride, padding, y.shape[2:])
+        )
+        total = next(terms)
+        for term in terms:
+            total += term
+        y[piece] = total.reshape(*y.shape[1:3], -1, y.shape[3]).transpose(2, 0, 1, 3)
+
+
+def _kernel_cotangent(dy: Array, x: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]) -> Array:
+    """dW (O, C/G, kh, kw), for a kernel of shape (G, O/G, C/G, kh, kw)."""
+    groups, outputs, inputs, _, width = shape
+    dkernel = array_module(dy).zeros(shape, dy.dtype)
+    for piece in _pieces(x, shape):
+        transposed = dy[piece].transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
+        for rows, columns in _kernel_rows(x[piece], shape, stride, padding, dy.shape[2:]):
+            part = (columns @ transposed).swapaxes(1, 2)
+            dkernel[:, :, :, rows] += part.reshape(groups, outputs, inputs, -1, width)
+    return dkernel.reshape(-1, *shape[2:])
+
+
+def _input_cotangent(dy: Array, kernel: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]) -> Array:
+    """dx (B, C, H, W), one part for each remainder (e, f) of its rows and columns by the stride.
+
+    With e + p = s a + r, the pixel s m + e meets the kernel's entry s i + r at u = m + a − i. Numbered from the other
+    end, as the turned kernel is, that entry is k = n − 1 − i of n, and u = m + k − (n − 1 − a): n − 1 − a is a padding.
+    """
+    (s, t), (p, q) = stride, padding
+    dx = array_module(dy).zeros(shape, dy.dtype)
+    for e in range(s):
+        for f in range(t):
+            (above, row), (before, column) = divmod(e + p, s), divmod(f + q, t)
+            turned = kernel[..., row::s, column::t].swapaxes(1, 2)[..., ::-1, ::-1]
+            part = dx[:, :, e::s, f::t]
+            if turned.size * part.size:  # where the kernel is smaller than the stride, some pixels meet none of it
+                inner = turned.shape[3] - 1 - above, turned.shape[4] - 1 - before
+                _convolve(dy, turned, (1, 1), inner, part)
+    return dx
+
+
+def _kernel_rows(
+    x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair, size: Pair
+) -> Iterator[tuple[slice, Array]]:
+    """(rows of the kernel, the columns (G, C/G·rows·kw, places) that they are multiplied with), to be summed.
+
+    With stride 1, a kernel is taken row by row. For each of its kw entries a copy of the image is needed, moved by j
+    pixels to the left; then all that row i sees lies i rows further down in the same copies: a view. That makes kw
+    copies in place of kh·kw, and kh products in place of one. All at once are the rows of a larger stride, and those of
+    a kernel with few inputs, where a copy costs less than to add a product to those before.
+
+    The places are ordered (row, image, column), for any number of images to be one matrix, and rows to be views.
+    """
+    groups, _, inputs, height, width = shape
+    at_once = _rows_at_once(shape, stride)
+    rows = size[0] + height - at_once
+    pixels = x.reshape(len(x), groups, inputs, *x.shape[2:]).transpose(1, 2, 3, 0, 4)  # (G, C/G, H, B, W)
+    columns = array_module(x).zeros((groups, inputs, at_once * width, rows, len(x), size[1]), x.dtype)
+    for n, (places, seen) in enumerate(_taps((at_once, width), stride, padding, (rows, size[1]), x.shape[2:])):
+        columns[:, :, n, places[0], :, places[1]] = pixels[:, :, seen[0], :, seen[1]]
+    columns = columns.reshape(groups, inputs * at_once * width, rows, -1)
+    for i in range(0, height, at_once):
+        yield slice(i, i + at_once), columns[:, :, i : i + size[0]].reshape(*columns.shape[:2], -1)
+
+
+def _rows_at_once(shape: tuple[int, ...], stride: Pair) -> int:
+    """How many rows of a kernel are multiplied at once: one, or all."""
+    _, outputs, inputs, height, width = shape
+    return height if stride[0] > 1 or width * inputs < 2 * outputs else 1
+
+
+def _pieces(x: Array, shape: tuple[int, ...]) -> list[slice]:
+    """Slices of images: their columns stay in the cache, but are not much smaller than the kernel that meets them."""
+    numbers = shape[-1] * math.prod(x.shape[1:])  # in the columns of an image, about
+    return cache_blocks(x[:, 0, 0, 0], max(COLUMNS_BYTES, 4 * math.prod(shape)) // numbers)
+
+
+@op
+def max_pool2d(x, kernel_size, stride=None, padding=0):
+    """y[b, c, u, v] = max over ij of x[b, c, s u + i − p, t v + j − q], the pixels of the image only, as PyTorch's.
+
+    x (B, C, H, W) → (B, C, ⌊(H + 2p − kh)/s⌋ + 1, ⌊(W + 2q − kw)/t⌋ + 1); ``stride`` is by default the kernel's size.
+    dy goes to the largest pixel, to the first where several are equal: its place in the window, one number, is kept.
+    Windows may overlap, so a pixel adds up what it gets. Raises ValueError where a kernel, stride or padding cannot be.
+
+    >>> max_pool2d(Tensor([[[[1.0, 3.0, 2.0, 0.0]]]]), (1, 2)).numpy()
+    array([[[[3., 2.]]]], dtype=float32)
+    """
+    xp, shape = array_module(x), x.shape
+    taps, y_shape = _pool("max_pool2d", shape, kernel_size, stride, padding)
+    y = xp.full(y_shape, -math.inf, x.dtype)
+    winner = xp.zeros(y_shape, xp.uint16)
+    for n, (places, seen) in enumerate(taps):
+        xp.copyto(winner[places], n, where=x[seen] > y[places])
+        xp.maximum(y[places], x[seen], out=y[places])
+
+    def pullback(dy):
+        dx = xp.zeros(shape, dy.dtype)
+        for n, (places, seen) in enumerate(taps):
+            dx[seen] += dy[places] * (winner[places] == n)
+        return dx
+
+    return y, pullback
+
+
+@op
+def avg_pool2d(x, kernel_size, stride=None, padding=0, count_include_pad=True):
+    """y[b, c, u, v] = 1/n Σ_ij x[b, c, s u + i − p, t v + j − q], as PyTorch's.
+
+    Shapes are those of ``max_pool2d``. n is kh·kw, or with ``count_include_pad=False`` the number of pixels among them,
+    which is smaller at a padded edge. Each of these gets dy/n. Raises ValueError where a kernel, stride or padding
+    cannot be.
+
+    >>> avg_pool2d(Tensor([[[[1.0, 3.0, 2.0, 0.0]]]]), (1, 2)).numpy()
+    array([[[[2., 1.]]]], dtype=float32)
+    """
+    xp, shape = array_module(x), x.shape
+    taps, y_shape = _pool("avg_pool2d", shape, kernel_size, stride, padding)
+    y = xp.zeros(y_shape, x.dtype)
+    pixels = xp.zeros(y_shape[2:], x.dtype)
+    for places, seen in taps:
+        y[places] += x[seen]
+        pixels[places] += 1
+    count = len(taps) if count_include_pad else pixels
+    y /= count
+
+    def pullback(dy):
+        share = dy / count
+        dx = xp.zeros(shape, dy.dtype)
+        for places, seen in taps:
+            dx[seen] += share[places]
+        return dx
+
+    return y, pullback
+
+
+def _pool(
+    name: str, shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair
+) -> tuple[list[tuple], tuple[int, ...]]:
+    """For each entry of the kernel, the places where it lies on a pixel, and the pixels, as indices; the shape of y."""
+    if len(shape) != 4:
+        raise ValueError(f"{name} needs x (B, C, H, W), got {shape}")
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    stride = kernel if stride is None else _pair(stride)
+    if any(2 * p > k for p, k in zip(padding, kernel)):
+        raise ValueError(f"{name} needs a padding of at most half the kernel {kernel}, got {padding}")
+    size = _output_size(name, shape, kernel, stride, padding)
+    taps = [((..., *places), (..., *seen)) for places, seen in _taps(kernel, stride, padding, size, shape[2:])]
+    return taps, (*shape[:2], *size)
+
+
+def _taps(kernel: Pair, stride: Pair, padding: Pair, places: Pair, pixels: Pair) -> Iterator[tuple[Slices, Slices]]:
+    """For each entry of the kernel, row by row: the places where it lies on a pixel, and these pixels."""
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows, seen_rows = _inside(i - padding[0], stride[0], places[0], pixels[0])
+            columns, seen_columns = _inside(j - padding[1], stride[1], places[1], pixels[1])
+            yield (rows, columns), (seen_rows, seen_columns)
+
+
+def _inside(start: int, step: int, count: int, length: int) -> Slices:
+    """Which of the numbers start, start + step, … (count of them) lie in 0 … length − 1: their places, and they."""
+    first = max(0, -(start // step))
+    last = max(first, min(count, (length - 1 - start) // step + 1))
+    start += step * first
+    return slice(first, last), slice(start, start + step * (last - first), step)
+
+
+def _output_size(name: str, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    """How many places there are: (rows, columns)."""
+    if not len(kernel) == len(stride) == len(padding) == 2:
+        raise ValueError(
+            f"{name} takes a number or a pair each, got kernel {kernel}, stride {stride} and padding {padding}"
+        )
+    if min(kernel) < 1 or min(stride) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"{name} needs a kernel and a stride of at least 1 and a padding of at least 0, "
+            f"got kernel {kernel}, stride {stride} and padding {padding}"
+        )
+    if any(n + 2 * p < k for n, k, p in zip(shape[2:], kernel, padding)):
+        raise ValueError(f"{name} was given a kernel {kernel}, larger than x {shape} with padding {padding}")
+    rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[2:], kernel, stride, padding))
+    return rows, columns
+
+
+def _pair(size: int | Pair) -> Pair:
+    return (size, size) if isinstance(size, int) else size

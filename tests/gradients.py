@@ -1,4 +1,4 @@
-"""How exact are the gradients? Every op, every layer and the whole network, each checked on many drawn cases.
+"""How exact are the gradients? Every op, every layer and two whole networks, each checked on many drawn cases.
 
     python -m tests.gradients [--examples 40]
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from minivit import gradcheck, ops
-from tests.models.test_vit import networks
+from tests.models import test_resnet, test_vit
 from tests.nn import test_gradients as layers
 from tests.strategies import CASES, generators
 
@@ -31,8 +31,12 @@ def layer_error(kind: type, draw: Callable[[st.SearchStrategy], Any]) -> float:
     return layers.check_gradients(layers.randomise(layer, draw(generators)), x)
 
 
-def model_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
-    return layers.check_gradients(*draw(networks()))
+def vit_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
+    return layers.check_gradients(*draw(test_vit.networks()))
+
+
+def resnet_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
+    return test_resnet.check_gradients(*draw(test_resnet.networks()))
 
 
 def worst_of(error: Callable[[Callable], float], examples: int) -> float:
@@ -54,12 +58,13 @@ def main() -> None:
     examples = parser.parse_args().examples
     checks = {name: lambda draw, name=name: op_error(name, draw) for name in sorted(CASES)}
     checks |= {kind.__name__: lambda draw, kind=kind: layer_error(kind, draw) for kind in layers.CASES}
-    checks["VisionTransformer"] = model_error
+    models = {"VisionTransformer": vit_error, "ResNet": resnet_error}
+    checks |= models
     worst = {}
     for name, check in tqdm(checks.items(), leave=False, disable=None):
         worst[name] = worst_of(check, examples)
         tqdm.write(f"{name:30} {worst[name]:.1e}")
-    counts = {"ops": len(CASES), "layers": len(layers.CASES), "models": 1, "examples": examples * len(checks)}
+    counts = {"ops": len(CASES), "layers": len(layers.CASES), "models": len(models), "examples": examples * len(checks)}
     print(json.dumps(counts | {"worst_relative_error": max(worst.values())}))
 
 

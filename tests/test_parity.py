@@ -8,7 +8,8 @@ import pytest
 
 from minivit import Parameter, Tensor, ops, optim
 from minivit.models import VisionTransformer, create_model
-from tests.golden import cases, position_cases, report, variant_cases
+from minivit.nn import Module
+from tests.golden import cases, position_cases, report, resnet_cases, variant_cases
 
 LOGITS = {np.float32: 1e-5, np.float64: 1e-10}
 GRADIENTS = {np.float32: 1e-5, np.float64: 1e-10}
@@ -16,8 +17,9 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def test_there_is_a_golden_file_for_every_case():
-    others = {"ops", "optimizers", "initialization", "positions", "variants"}
-    assert {path.stem for path in cases.FOLDER.glob("*.npz")} == {*cases.MODELS, *others}
+    others = {"ops", "optimizers", "initialization", "positions", "variants", "distillation", "resnets"}
+    masked = {"mae", "mae_initialization"}
+    assert {path.stem for path in cases.FOLDER.glob("*.npz")} == {*cases.MODELS, *others, *masked}
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -130,6 +132,36 @@ def test_the_comparison_sees_a_small_change_of_a_layer(name, change, monkeypatch
     assert all(d < 1e-12 for other, d in differences.items() if other.split(".")[0] != name)
 
 
+# --- residual networks ---------------------------------------------------------------------------------------------
+
+
+def test_residual_networks_are_torchvisions():
+    """Logits in both modes, gradients, and running estimates after two steps."""
+    differences = resnet_cases.differences()
+    assert max(differences.values()) <= 1e-11, max(differences, key=differences.get)
+    for block in resnet_cases.BLOCKS:
+        names = {"evaluation", "logits", "layer2.0.downsample.1.running_var", "fc.bias.grad", "bn1.num_batches_tracked"}
+        assert {f"{block}.{name}" for name in names} <= differences.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "seen", "unseen"),
+    [
+        (lambda model: setattr(model.layer3[0].bn1, "eps", 1.1e-5), "logits", "bn1.running_mean"),
+        (lambda model: setattr(model.bn1, "momentum", 0.11), "bn1.running_var", "logits"),
+        (lambda model: model.layer2[0].downsample[1].running_mean.data.__iadd__(1e-5), "evaluation", "fc.weight.grad"),
+        (lambda model: setattr(model, "stem", "3x3"), "evaluation", None),
+    ],
+)
+def test_the_comparison_sees_a_small_change_of_a_residual_network(change, seen, unseen):
+    model, stored = resnet_cases.build("basic"), cases.load("resnets")
+    change(model)
+    made = resnet_cases.results("basic", model)
+    assert abs(made[f"basic.{seen}"] - stored[f"basic.{seen}"]).max() > 1e-8
+    if unseen:
+        assert abs(made[f"basic.{unseen}"] - stored[f"basic.{unseen}"]).max() < 1e-12
+
+
 # --- optimizers ----------------------------------------------------------------------------------------------------
 
 
@@ -202,9 +234,9 @@ def test_the_statistics_tell_presets_apart(preset, other, parameter):
     assert parameter in unlike(model, other)
 
 
-def unlike(model: VisionTransformer, preset: str) -> list[str]:
+def unlike(model: Module, preset: str, file: str = "initialization") -> list[str]:
     """Parameters whose mean, standard deviation or kurtosis is off by five times the scatter of two such samples."""
-    stored = {k.partition("/")[2]: v for k, v in cases.load("initialization").items() if k.startswith(f"{preset}/")}
+    stored = {k.partition("/")[2]: v for k, v in cases.load(file).items() if k.startswith(f"{preset}/")}
     own = {name: cases.statistics(parameter.data) for name, parameter in model.named_parameters()}
     assert own.keys() == stored.keys()
     sizes = {name: parameter.size for name, parameter in model.named_parameters()}

@@ -1,9 +1,14 @@
-"""Named configurations: timm's Vision Transformers, DeiT's, the book's, and small ones for small images."""
+"""Named configurations: timm's Vision Transformers, DeiT's, the book's, and small ones for small images.
+
+Those of the other models stand at the ends of their own files; here all names come together.
+"""
 
 import difflib
 from typing import Any
 
+from minivit.models import deit, mae, resnet, simmim
 from minivit.models.vit import VisionTransformer
+from minivit.nn import Module
 
 
 def _vit(
@@ -29,7 +34,7 @@ def _sizes() -> dict[str, dict[str, Any]]:
     return models
 
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = _sizes() | {
+VIT: dict[str, dict[str, Any]] = _sizes() | {
     # the network of the book Vision Transformer入門, chapter 2: 2 × 2 patches of a 32 px image
     "vit_book": _vit(384, 7, 8, 16, 32, num_classes=10, qkv_bias=False, norm_eps=1e-5, weight_init="book"),
     # Small ones, 64 to 192 wide. At such widths timm's weights of 0.02 are small, and learning starts late; the book's
@@ -47,17 +52,27 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = _sizes() | {
 }
 
 
-def list_models() -> list[str]:
-    """The names that ``create_model`` knows.
+FAMILIES: dict[type[Module], dict[str, dict[str, Any]]] = {
+    VisionTransformer: VIT,
+    deit.VisionTransformerDistilled: deit.CONFIGURATIONS,
+    mae.MaskedAutoencoderViT: mae.CONFIGURATIONS,
+    simmim.SimMIM: simmim.CONFIGURATIONS,
+    resnet.ResNet: resnet.CONFIGURATIONS,
+}
+MODELS = {name: (family, options) for family, named in FAMILIES.items() for name, options in named.items()}
 
-    >>> "vit_tiny_patch16_224" in list_models()
+
+def list_models(family: type[Module] | None = None) -> list[str]:
+    """The names that ``create_model`` knows; of one ``family``, those of that class.
+
+    >>> "vit_tiny_patch16_224" in list_models() and "mae_vit_base_patch16" in list_models(mae.MaskedAutoencoderViT)
     True
     """
-    return list(CONFIGURATIONS)
+    return [name for name, (of, _) in MODELS.items() if family in (None, of)]
 
 
-def create_model(name: str, **overrides: Any) -> VisionTransformer:
-    """The named Vision Transformer; ``overrides`` are arguments of ``VisionTransformer`` that replace the named ones.
+def create_model(name: str, **overrides: Any) -> Module:
+    """The named model; ``overrides`` are arguments of its class that replace the named ones.
 
     Raises ValueError for an unknown name, with the names nearest to it.
 
@@ -66,7 +81,8 @@ def create_model(name: str, **overrides: Any) -> VisionTransformer:
     >>> create_model("vit_nano_patch4_28", num_classes=3)(np.zeros((1, 1, 28, 28), np.float32)).shape
     (1, 3)
     """
-    if name not in CONFIGURATIONS:
-        near = difflib.get_close_matches(name, CONFIGURATIONS) or list(CONFIGURATIONS)
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS) or list(MODELS)
         raise ValueError(f"there is no model {name!r}; perhaps {', '.join(near)}")
-    return VisionTransformer(**CONFIGURATIONS[name] | overrides)
+    family, options = MODELS[name]
+    return family(**options | overrides)

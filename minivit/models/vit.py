@@ -94,7 +94,6 @@ class VisionTransformer(Module):
         self.global_pool = global_pool
         self.no_embed_class = no_embed_class
         self.grad_checkpointing = False
-        self.num_prefix_tokens = int(class_token) + reg_tokens
         self.position = pos_embed
         use_fc_norm = global_pool in ("avg", "avgmax", "max") if fc_norm is None else fc_norm
         with init.deferred():
@@ -102,6 +101,7 @@ class VisionTransformer(Module):
             grid = self.patch_embed.grid_size
             self.cls_token = Parameter(np.zeros((1, 1, embed_dim), np.float32)) if class_token else None
             self.reg_token = Parameter(np.zeros((1, reg_tokens, embed_dim), np.float32)) if reg_tokens else None
+            self.num_prefix_tokens = sum(token.shape[1] for token in self.prefix_tokens)
             places = self.num_placed + self.patch_embed.num_patches
             self.pos_embed = Parameter(np.zeros((1, places, embed_dim), np.float32)) if pos_embed == "learn" else None
             if pos_embed in ABSOLUTE:
@@ -177,18 +177,22 @@ class VisionTransformer(Module):
                 block.attn.rel_pos = block.attn.rel_pos.resized(grid)
 
     @property
+    def prefix_tokens(self) -> list[Parameter]:
+        """The tokens in front of the patches, from first to last: class token, registers."""
+        return [token for token in (self.cls_token, self.reg_token) if token is not None]
+
+    @property
     def num_placed(self) -> int:
         """How many prefix tokens have a row in the table of positions."""
         return 0 if self.no_embed_class else self.num_prefix_tokens
 
     def embed_positions(self, x: Tensor) -> Tensor:
         """Patch tokens (B, N, D) → (B, prefix + N, D): class token, registers, patches, plus their positions."""
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is None:
-            return prepend_tokens(x, *prefix)
+            return prepend_tokens(x, *self.prefix_tokens)
         if self.no_embed_class:
-            return prepend_tokens(x + self.pos_embed, *prefix)
-        return prepend_tokens(x, *prefix) + self.pos_embed
+            return prepend_tokens(x + self.pos_embed, *self.prefix_tokens)
+        return prepend_tokens(x, *self.prefix_tokens) + self.pos_embed
 
     def forward_head(self, z: Tensor) -> Tensor:
         """Tokens (B, prefix + N, D) → logits (B, num_classes)."""

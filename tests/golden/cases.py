@@ -93,6 +93,18 @@ OPS = {
     "cross_entropy_soft": OpCase("cross_entropy", ((6, 5),), {"reduction": "sum"}, target="distribution"),
     "cross_entropy_soft_smooth": OpCase("cross_entropy", ((6, 5),), {"label_smoothing": 0.2}, target="distribution"),
     "mse_loss": OpCase("mse_loss", ((3, 4), (3, 4))),
+    "conv2d": OpCase("conv2d", ((2, 3, 5, 6), (4, 3, 3, 3), (4,)), {"padding": 1}),
+    "conv2d_stride": OpCase("conv2d", ((2, 2, 6, 7), (3, 2, 3, 2)), {"stride": (2, 3), "padding": (1, 0)}),
+    "conv2d_groups": OpCase("conv2d", ((2, 4, 5, 5), (6, 2, 3, 3), (6,)), {"stride": 2, "padding": 1, "groups": 2}),
+    "conv2d_depthwise": OpCase("conv2d", ((1, 3, 4, 4), (3, 1, 2, 2)), {"groups": 3}),
+    "conv2d_1x1": OpCase("conv2d", ((2, 3, 3, 4), (2, 3, 1, 1), (2,)), {"stride": 2}),
+    "conv2d_wide_padding": OpCase("conv2d", ((1, 2, 2, 3), (2, 2, 2, 1)), {"padding": 3}),
+    "max_pool2d": OpCase("max_pool2d", ((2, 2, 5, 6),), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "max_pool2d_pair": OpCase("max_pool2d", ((1, 2, 5, 6),), {"kernel_size": (2, 3)}),
+    "avg_pool2d": OpCase("avg_pool2d", ((2, 2, 5, 6),), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "avg_pool2d_pixels": OpCase(
+        "avg_pool2d", ((1, 2, 5, 6),), {"kernel_size": (3, 2), "padding": (1, 0), "count_include_pad": False}
+    ),
 }
 
 

@@ -94,23 +94,14 @@ def transformers_network(case: cases.ModelCase) -> Reference:
     names = {
         "cls_token": ("vit.embeddings.cls_token",),
         "pos_embed": ("vit.embeddings.position_embeddings",),
-        **_pair("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
-        **_pair("norm", "vit.layernorm"),
-        **_pair("head", "classifier"),
+        **pair("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
+        **pair("norm", "vit.layernorm"),
+        **pair("head", "classifier"),
     }
     for i in range(config["depth"]):
-        ours, theirs = f"blocks.{i}", f"vit.layers.{i}"
-        qkv = _pair(f"{ours}.attn.qkv", *(f"{theirs}.attention.{x}_proj" for x in "qkv"))
+        names |= transformers_block(f"blocks.{i}", f"vit.layers.{i}")
         if not config.get("qkv_bias", True):
-            del qkv[f"{ours}.attn.qkv.bias"]
-        names |= {
-            **_pair(f"{ours}.norm1", f"{theirs}.layernorm_before"),
-            **qkv,
-            **_pair(f"{ours}.attn.proj", f"{theirs}.attention.o_proj"),
-            **_pair(f"{ours}.norm2", f"{theirs}.layernorm_after"),
-            **_pair(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
-            **_pair(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
-        }
+            del names[f"blocks.{i}.attn.qkv.bias"]
     return Reference(module, names)
 
 
@@ -125,24 +116,36 @@ def book_network(case: cases.ModelCase) -> Reference:
     names = {
         "cls_token": ("first",),
         "pos_embed": ("positions",),
-        **_pair("patch_embed.proj", "embed"),
-        **_pair("norm", "head_norm"),
-        **_pair("head", "head"),
+        **pair("patch_embed.proj", "embed"),
+        **pair("norm", "head_norm"),
+        **pair("head", "head"),
     }
     for i in range(len(module.layers)):
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         names |= {
-            **_pair(f"{ours}.norm1", f"{theirs}.before_attention"),
+            **pair(f"{ours}.norm1", f"{theirs}.before_attention"),
             f"{ours}.attn.qkv.weight": tuple(f"{theirs}.{x}.weight" for x in ("query", "key", "value")),
-            **_pair(f"{ours}.attn.proj", f"{theirs}.output"),
-            **_pair(f"{ours}.norm2", f"{theirs}.before_mlp"),
-            **_pair(f"{ours}.mlp.fc1", f"{theirs}.widen"),
-            **_pair(f"{ours}.mlp.fc2", f"{theirs}.narrow"),
+            **pair(f"{ours}.attn.proj", f"{theirs}.output"),
+            **pair(f"{ours}.norm2", f"{theirs}.before_mlp"),
+            **pair(f"{ours}.mlp.fc1", f"{theirs}.widen"),
+            **pair(f"{ours}.mlp.fc2", f"{theirs}.narrow"),
         }
     return Reference(module, names)
 
 
-def _pair(name: str, *own: str) -> dict[str, tuple[str, ...]]:
+def transformers_block(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    """transformers' names of a block's parameters."""
+    return {
+        **pair(f"{ours}.norm1", f"{theirs}.layernorm_before"),
+        **pair(f"{ours}.attn.qkv", *(f"{theirs}.attention.{x}_proj" for x in "qkv")),
+        **pair(f"{ours}.attn.proj", f"{theirs}.attention.o_proj"),
+        **pair(f"{ours}.norm2", f"{theirs}.layernorm_after"),
+        **pair(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1"),
+        **pair(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2"),
+    }
+
+
+def pair(name: str, *own: str) -> dict[str, tuple[str, ...]]:
     return {f"{name}.{kind}": tuple(f"{part}.{kind}" for part in own) for kind in ("weight", "bias")}
 
 
@@ -196,6 +199,9 @@ OPS = {
     "scaled_dot_product_attention": F.scaled_dot_product_attention,
     "cross_entropy": F.cross_entropy,
     "mse_loss": F.mse_loss,
+    "conv2d": F.conv2d,
+    "max_pool2d": F.max_pool2d,
+    "avg_pool2d": F.avg_pool2d,
 }
 
 

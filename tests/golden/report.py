@@ -16,7 +16,7 @@ import numpy as np
 
 from minivit import Tensor, ops
 from minivit.models import VisionTransformer, create_model
-from tests.golden import cases, position_cases, variant_cases
+from tests.golden import cases, distillation_cases, mae_cases, position_cases, resnet_cases, variant_cases
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,14 @@ def main() -> None:
             for what in ("logits", "gradients"):
                 key = f"{cases.MODELS[name].reference}_{what}_{precision}"
                 figures[key] = max(figures.get(key, 0.0), getattr(d, what))
-    for file, differences in {"positions": position_cases.differences, "variants": variant_cases.differences}.items():
+    layers = {
+        "positions": position_cases.differences,
+        "variants": variant_cases.differences,
+        "distillation": distillation_cases.differences,
+        "mae": mae_cases.differences,
+        "resnets": resnet_cases.differences,
+    }
+    for file, differences in layers.items():
         print(f"\n{file:32} largest difference, relative to the largest entry")
         for name, difference in differences().items():
             print(f"{name:32} {difference:9.1e}")

@@ -19,7 +19,7 @@ from minivit.nn.heads import outlet
 from minivit.nn.lsa import LocalitySelfAttention
 from minivit.nn.position import RELATIVE, relative_position
 from minivit.nn.rela import RectifiedAttention
-from minivit.ops import cross_entropy
+from minivit.objective import Classification
 from minivit.optim import AdamW
 from minivit.training import load_model, save_checkpoint, train_step
 from tests.cupy_twin import wrap
@@ -169,7 +169,7 @@ def test_a_pruned_network_can_be_trained_on():
     assert all(pruned.blocks[i].attn.qkv.weight.grad is None for i in (0, 1))
     optimizer = AdamW(pruned.named_parameters(), lr=1e-2)
     data = Batch(images().astype(np.float32), np.arange(4), np.arange(4))
-    losses = [train_step(pruned, cross_entropy, data, optimizer, 0, step).loss for step in range(10)]
+    losses = [train_step(pruned, Classification(), data, optimizer, 0, step).loss for step in range(10)]
     assert losses[-1] < losses[0] - 0.1
     assert {p.dtype for p in pruned.parameters()} == {np.dtype(np.float32)}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minivit.models import VisionTransformer, create_model, list_models
-from minivit.models.registry import CONFIGURATIONS
+from minivit.models.registry import FAMILIES, VIT
 from minivit.nn.patch_embed import pair
 
 PARAMETERS = {  # timm's, and the book's
@@ -24,22 +24,23 @@ SIZES = {  # width, depth, heads
     "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16),
 }  # fmt: skip
 NAME = re.compile(r"(?:vit|deit)_(\w+)_patch(\d+)_(224|384)$")
-SMALL = [name for name in list_models() if CONFIGURATIONS[name]["img_size"] <= 32]
+VITS = list_models(VisionTransformer)
+SMALL = [name for name in VITS if VIT[name]["img_size"] <= 32]
 
 
 @pytest.fixture(scope="module")
 def empty():
     """Every network, with weights of zero, which cost nothing."""
-    return {name: create_model(name, weight_init="skip") for name in list_models()}
+    return {name: create_model(name, weight_init="skip") for name in VITS}
 
 
 def test_numbers_of_parameters(empty):
     assert {name: empty[name].num_parameters() for name in PARAMETERS} == PARAMETERS
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", VITS)
 def test_every_network_has_the_parts_that_its_configuration_says(empty, name):
-    model, c = empty[name], CONFIGURATIONS[name]
+    model, c = empty[name], VIT[name]
     (h, w), (p, q) = pair(c["img_size"]), pair(c["patch_size"])
     patches, width, chans = (h // p) * (w // q), c["embed_dim"], c.get("in_chans", 3)
     hidden, classes = int(c.get("mlp_ratio", 4) * width), c.get("num_classes", 1000)
@@ -51,10 +52,10 @@ def test_every_network_has_the_parts_that_its_configuration_says(empty, name):
     assert (model.patch_embed.img_size, model.patch_embed.patch_size) == ((h, w), (p, q))
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if NAME.match(name)])
+@pytest.mark.parametrize("name", [name for name in VITS if NAME.match(name)])
 def test_a_name_says_size_patch_and_image(name):
     size, patch, image = NAME.match(name).groups()
-    c = CONFIGURATIONS[name]
+    c = VIT[name]
     assert (c["embed_dim"], c["depth"], c["num_heads"]) == SIZES[size]
     assert (c["patch_size"], c["img_size"]) == (int(patch), int(image))
 
@@ -75,7 +76,7 @@ def test_the_books_network(empty):
     assert model.forward_head(tokens).shape == (2, 10)
     assert all(block.attn.qkv.bias is None and block.attn.proj.bias is not None for block in model.blocks)
     assert {block.norm1.eps for block in model.blocks} == {model.norm.eps} == {1e-5}
-    assert CONFIGURATIONS["vit_book"]["weight_init"] == "book"
+    assert VIT["vit_book"]["weight_init"] == "book"
 
 
 def test_a_network_of_imagenet_runs(empty):
@@ -88,7 +89,7 @@ def test_overrides_replace_what_the_name_says():
     model = create_model("vit_nano_patch4_28", num_classes=3, in_chans=2, depth=1, img_size=(8, 12), global_pool="avg")
     assert model(np.zeros((1, 2, 8, 12), np.float32)).shape == (1, 3)
     assert len(model.blocks) == 1
-    assert len(create_model("vit_nano_patch4_28").blocks) == CONFIGURATIONS["vit_nano_patch4_28"]["depth"] != 1
+    assert len(create_model("vit_nano_patch4_28").blocks) == VIT["vit_nano_patch4_28"]["depth"] != 1
 
 
 def test_the_seed_is_an_override_too():
@@ -96,15 +97,21 @@ def test_the_seed_is_an_override_too():
     assert (first["head.weight"] == again["head.weight"]).all() and (first["head.weight"] != other["head.weight"]).any()
 
 
-def test_models_are_listed_once_and_build_the_same_class():
+def test_models_are_listed_once_and_of_the_class_that_has_them():
     names = list_models()
-    assert len(names) == len(set(names)) == len(CONFIGURATIONS)
-    assert isinstance(create_model(names[-1], weight_init="skip"), VisionTransformer)
+    assert len(names) == len(set(names)) == sum(map(len, FAMILIES.values()))
+    for family in FAMILIES:
+        assert type(create_model(list_models(family)[-1], weight_init="skip")) is family
 
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("vit_tiny_patch16_244", "vit_tiny_patch16_224"), ("vit_bok", "vit_book"), ("resnet", "vit_large_patch32_384")],
+    [
+        ("vit_tiny_patch16_244", "vit_tiny_patch16_224"),
+        ("vit_bok", "vit_book"),
+        ("swin", "vit_large_patch32_384"),
+        ("resnet", "resnet50"),
+    ],
 )
 def test_an_unknown_name_gets_those_near_it(name, near):
     with pytest.raises(ValueError, match=rf"there is no model '{name}'; perhaps .*{near}"):

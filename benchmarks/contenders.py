@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from measuring import memory, run_child, seconds_of
 
-from minivit import ops
 from minivit.backend import reuse_freed_memory
 from minivit.data import Batch
 from minivit.models import VisionTransformer, create_model
 from minivit.nn import summary
+from minivit.objective import Classification
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
 from minivit.training import Layout, Ranks, choose_layout, predict, train_step
@@ -64,7 +64,7 @@ class Minivit:
     def training(self, images: np.ndarray, labels: np.ndarray, total: int | None = None) -> None:
         """``total``: images of the batch on all ranks, where these are a share of it."""
         batch = Batch(images, labels, np.arange(len(images)), total)
-        train_step(self.model, ops.cross_entropy, batch, self.optimizer, seed=0, step=0, layout=self.layout)
+        train_step(self.model, Classification(), batch, self.optimizer, seed=0, step=0, layout=self.layout)
 
     def inference(self, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         return predict(self.model, images, self.layout)

@@ -48,7 +48,7 @@ from tqdm import tqdm
 from minivit.backend import FUSED, to_device
 from minivit.cuda import attention, blas
 from minivit.cuda.registry import formulas_only
-from minivit.models import list_models
+from minivit.models import VisionTransformer, list_models
 
 SMALL, BASE, CIFAR = "vit_small_patch16_224", "vit_base_patch16_224", "vit_cifar_patch4_32"
 WORK = [  # the most telling first: time may run out
@@ -192,8 +192,8 @@ def ladder(job: Job, options: argparse.Namespace, deadline: float) -> list[dict]
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--model", action="append", choices=list_models(), metavar="NAME", help=f"default: {SMALL}, {BASE}, {CIFAR}")
+    add, known = parser.add_argument, list_models(VisionTransformer)
+    add("--model", action="append", choices=known, metavar="NAME", help=f"default: {SMALL}, {BASE}, {CIFAR}")
     add("--batch", type=positive, help="images a step (default: 256 and 64; of the CIFAR network 128)")
     add("--precision", action="append", choices=["bf16", "tf32"], help="default: both")
     add("--contender", action="append", choices=CONTENDERS, help="default: all that can run")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from contenders import Job
 
-from minivit import ops
 from minivit.backend import array_module, to_device
 from minivit.cuda import blas, precision
 from minivit.data import Batch
 from minivit.models import VisionTransformer
-from minivit.models.registry import CONFIGURATIONS
+from minivit.models.registry import VIT
+from minivit.objective import Classification
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.training import CapturedStep, Layout, train_step
 from minivit.training.step import forward_and_backward
@@ -60,20 +60,20 @@ class Minivit:
         self.optimizer = AdamW(weight_decay_groups(self.model, weight_decay=0.05), lr=1e-4)
         images, labels = images_and_labels(job.model, job.batch)
         self.batch = Batch(images, labels, np.arange(len(images))).to("cuda")
-        self.captured_step = CapturedStep(self.model, ops.cross_entropy, self.optimizer, seed=0) if captured else None
+        self.captured_step = CapturedStep(self.model, Classification(), self.optimizer, seed=0) if captured else None
 
     def step(self) -> None:
         with precision(self.precision):
             if self.captured_step:
                 self.captured_step(self.batch, 0)
             else:
-                train_step(self.model, ops.cross_entropy, self.batch, self.optimizer, seed=0, step=0)
+                train_step(self.model, Classification(), self.batch, self.optimizer, seed=0, step=0)
 
     def seen(self) -> dict[str, np.ndarray]:
         """Logits and gradients, by name, in float64 on the host."""
         with precision(self.precision):
             logits = self.model(self.batch.images).data
-            forward_and_backward(self.model, ops.cross_entropy, self.batch, self.optimizer, 0, 0, Layout())
+            forward_and_backward(self.model, Classification(), self.batch, self.optimizer, 0, 0, Layout())
         found = {"logits": logits} | {name: p.grad for name, p in self.model.named_parameters()}
         return {name: to_device(x, "cpu").astype(np.float64) for name, x in found.items()}
 
@@ -85,7 +85,7 @@ def make_contender(job: Job, name: str) -> Callable[[], None]:
     from torch_vit import TorchOnGpu
 
     compiled = job.contender == "torch_compile"
-    torch = TorchOnGpu(original(job.model), CONFIGURATIONS[job.model], name, compiled, device=TORCH_DEVICE)
+    torch = TorchOnGpu(original(job.model), VIT[job.model], name, compiled, device=TORCH_DEVICE)
     return functools.partial(torch.training, *torch.batch(*images_and_labels(job.model, job.batch)))
 
 
@@ -99,7 +99,7 @@ def compare(job: Job, name: str) -> dict[str, Any]:
     job = Job(job.model, 8)
     found = {"minivit": Minivit(job, name).seen()}
     for exact in (False, True):
-        torch = TorchOnGpu(original(job.model), CONFIGURATIONS[job.model], name, exact=exact, device=TORCH_DEVICE)
+        torch = TorchOnGpu(original(job.model), VIT[job.model], name, exact=exact, device=TORCH_DEVICE)
         found["exact" if exact else "torch"] = torch.seen(*images_and_labels(job.model, job.batch))
     row: dict[str, Any] = {"torch_network": type(torch.model).__module__.partition(".")[0]}
     right = found.pop("exact")

@@ -23,7 +23,7 @@ from contenders import Job, available, measure_alone
 from measuring import draw, positive, use_cores
 from tqdm import tqdm
 
-from minivit.models import list_models
+from minivit.models import VisionTransformer, list_models
 
 BASE = Job("vit_tiny_patch16_224", batch=8)
 SWEEPS = {
@@ -85,8 +85,8 @@ def show(rows: list[dict]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--model", choices=list_models(), metavar="NAME", help=f"what is varied (default: {BASE.model})")
+    add, known = parser.add_argument, list_models(VisionTransformer)
+    add("--model", choices=known, metavar="NAME", help=f"what is varied (default: {BASE.model})")
     add("--batch", type=positive, help="images a step where the batch is not varied (default: 8)")
     add("--workers", type=positive, help="threads of minivit (default: one for each core)")
     add("--micro-batch", type=positive, help="images at a time for minivit (default: what fits the cache)")

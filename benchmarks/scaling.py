@@ -22,7 +22,7 @@ from measuring import NO_MPI, draw, mpiexec, positive, quartiles, run_child, sec
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from minivit.models import list_models
+from minivit.models import VisionTransformer, list_models
 from minivit.training import connect
 
 Cut = tuple[int, int]  # ranks, workers of each
@@ -114,8 +114,8 @@ def show(rows: list[dict]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--model", choices=list_models(), default="vit_tiny_patch16_224", metavar="NAME", help="default: %(default)s")
+    add, known = parser.add_argument, list_models(VisionTransformer)
+    add("--model", choices=known, default="vit_tiny_patch16_224", metavar="NAME", help="default: %(default)s")
     add("--batch", type=positive, default=32, help="images a step, of all ranks together (default: 32)")
     add("--micro-batch", type=positive, help="images at a time (default: what fits the cache)")
     add("--threads", type=positive, help="keep all to so many cores (default: all cores)")

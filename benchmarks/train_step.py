@@ -31,7 +31,7 @@ import numpy as np
 from contenders import MODES, Job, available, compare, flops_per_image, make_contender, measure_alone
 from measuring import Task, positive, quartiles, take_turns, use_cores
 
-from minivit.models import list_models
+from minivit.models import VisionTransformer, list_models
 from minivit.random import generator
 from minivit.training import Layout
 
@@ -129,8 +129,8 @@ def show(row: dict) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--model", action="append", choices=list_models(), metavar="NAME", help=f"default: {', '.join(BATCHES)}")
+    add, known = parser.add_argument, list_models(VisionTransformer)
+    add("--model", action="append", choices=known, metavar="NAME", help=f"default: {', '.join(BATCHES)}")
     add("--mode", action="append", choices=MODES, help="default: both")
     add("--batch", type=positive, help="images a step (default: 64, vit_small 16, vit_cifar 128)")
     add("--workers", type=positive, help="threads of minivit (default: one for each core)")

@@ -67,6 +67,37 @@ def draw_curves(epochs: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+def draw_loss(epochs: list[dict], path: Path, title: str) -> None:
+    """Training and test loss by epoch: dicts with epoch, train_loss, test_loss."""
+    figure, axes = plt.subplots(figsize=(4.2, 2.9), layout="constrained")
+    x = [e["epoch"] for e in epochs]
+    for split, colour in (("train", TRAIN), ("test", TEST)):
+        y = [e[f"{split}_loss"] for e in epochs]
+        axes.plot(x, y, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=f"{split} {y[-1]:.3f}")
+    axes.legend(frameon=False)
+    axes.set_xlabel("epoch")
+    axes.set_title(title, loc="left")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.set_ylim(bottom=0)
+    save(figure, path)
+
+
+def draw_points(groups: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, across: str, up: str) -> None:
+    """A cloud of points (x, y) for each group, and beside it the group's name and mean; x in powers of ten."""
+    figure, axes = plt.subplots(figsize=(5.4, 3.0), layout="constrained")
+    for (name, (x, y)), colour in zip(groups.items(), (TEST, TRAIN, WRONG, INK)):
+        axes.scatter(x, y, s=22, color=colour, alpha=0.8, linewidths=0)
+        axes.annotate(
+            f"{name}: {y.mean():.1f}", (np.mean(x), y.min()), xytext=(0, -9), textcoords="offset points", color=colour,
+            ha="center", va="top", fontsize=8,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(x=0.35, y=0.25)
+    axes.set_xlabel(across)
+    axes.set_title(up, loc="left")
+    save(figure, path)
+
+
 def draw_predictions(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], path: Path, columns: int = 8
 ) -> None:
@@ -86,6 +117,28 @@ def draw_predictions(
             title += f"\ntrue: {classes[label]}"
         axes.set_title(title, fontsize=7.5, color=INK if guess == label else WRONG, pad=3)
     figure.subplots_adjust(hspace=0.45, wspace=0.1)
+    save(figure, path)
+
+
+def draw_image_table(
+    columns: dict[str, np.ndarray], path: Path, rows: list[str] | None = None, size: float = 1.0
+) -> None:
+    """Images side by side: for each column its title and its images (n, C, H, W), a row for each of the n.
+
+    Bytes, or floats in [0, 1], cut off beyond. ``rows``: a word for each row; ``size`` of an image in inches.
+    """
+    count = len(next(iter(columns.values())))
+    shape = (1.06 * size * len(columns), 1.06 * size * count + 0.3)
+    figure, panels = plt.subplots(count, len(columns), figsize=shape, squeeze=False)
+    for line, (title, images) in zip(panels.T, columns.items()):
+        line[0].set_title(title, fontsize=7.5, pad=3)
+        for panel, image in zip(line, images):
+            picture = as_picture(image)
+            picture = picture if picture.dtype == np.uint8 else np.clip(picture, 0, 1)
+            bare(panel).imshow(picture, interpolation="nearest")
+    for panel, word in zip(panels[:, 0], rows or []):
+        panel.set_ylabel(word, fontsize=7.5)
+    figure.subplots_adjust(hspace=0.06, wspace=0.06)
     save(figure, path)
 
 

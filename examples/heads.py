@@ -33,6 +33,7 @@ from minivit.data import Dataset, Loader
 from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.diversity import PENALTIES, HeadPenalties
 from minivit.models import VisionTransformer, create_model
+from minivit.objective import Classification
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
 from minivit.training import FitResult, Interrupted, TrainConfig, choose_layout, fit
@@ -199,9 +200,10 @@ def train(job: Job, folder: Path, penalties: HeadPenalties | None = None, **opti
         Loader(train_set, recipe.batch_size, job["seed"], augment=augment),
         Loader(test_set, 250, shuffle=False),
         TrainConfig(
-            folder, job["epochs"], recipe.lr, warmup_epochs=0.1 * job["epochs"], clip=1.0, penalties=penalties,
-            seed=job["seed"], save_epochs=job["epochs"], progress=False,
+            folder, job["epochs"], recipe.lr, warmup_epochs=0.1 * job["epochs"], clip=1.0, seed=job["seed"],
+            save_epochs=job["epochs"], progress=False,
         ),
+        Classification(penalties=penalties),
         overwrite=True,
         meta={"model": MODEL, "arguments": options},
         layout=choose_layout(model, train_set.normalise(train_set.images[:1]), recipe.batch_size, workers=1),

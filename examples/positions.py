@@ -35,7 +35,7 @@ from minivit.models import VisionTransformer
 from minivit.models.vit import POSITIONS
 from minivit.nn.position import ABSOLUTE, RELATIVE, absolute_table, sincos_1d
 from minivit.nn.position.resize import resize_grid
-from minivit.ops import cross_entropy
+from minivit.objective import Classification
 from minivit.optim import AdamW, warmup_cosine, weight_decay_groups
 from minivit.random import generator
 from minivit.training import choose_layout, predict, train_step
@@ -192,7 +192,7 @@ def train(model: VisionTransformer, data: Dataset, job: Job) -> None:
     batches = (batch for epoch in range(job["epochs"]) for batch in loader.epoch(epoch))
     for step, batch in enumerate(batches):
         optimizer.lr = warmup_cosine(step, steps, steps // 10, recipe.lr)
-        train_step(model, cross_entropy, batch, optimizer, job["seed"], step, layout, max_norm=1.0)
+        train_step(model, Classification(), batch, optimizer, job["seed"], step, layout, max_norm=1.0)
 
 
 def recipe_of(dataset: str) -> Recipe:

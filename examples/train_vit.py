@@ -11,34 +11,27 @@ printed is a JSON object with the figures of the run.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from running import augmentation_options, augmented, data_options, machine_options, on_all_ranks, run_options, sentences
 
 from minivit.analysis import class_attention
-from minivit.backend import reuse_freed_memory
-from minivit.cuda.precision import PRECISIONS
 from minivit.data import SHAPES_TEST, Dataset, Loader, load
-from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.data.shapes import shapes
 from minivit.diversity import PENALTIES, HeadPenalties
-from minivit.models import VisionTransformer, create_model, list_models
+from minivit.models import ResNet, VisionTransformer, create_model, list_models
 from minivit.models.vit import EMBEDDINGS, POSITIONS
 from minivit.nn import on_device_of
 from minivit.nn.block import ATTENTION
+from minivit.objective import Classification
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
 from minivit.training import (
-    CheckpointError,
-    Interrupted,
-    NonFiniteLoss,
     Ranks,
     TrainConfig,
     choose_layout,
-    connect,
     fit,
     predict,
     read_log,
@@ -69,13 +62,9 @@ RECIPES = {
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--dataset", default="shapes", help="shapes, mnist, fashion_mnist, cifar10, cifar100 or folder:PATH")
-    add("--data-dir", default="data", help="where the files of public data sets are, or are downloaded to")
-    add("--size", type=int, help="pixels a side, for shapes and folders (default 32)")
-    add("--train-images", type=int, help="use only so many training images")
-    add("--model", help=f"one of {', '.join(list_models())} (default: by data set)")
-    add("--device", default="cpu", help="cpu, cuda or cuda:NUMBER")
-    add("--precision", default="fp32", choices=PRECISIONS, help="of the products on a GPU")
+    data_options(parser)
+    names = ", ".join(list_models(VisionTransformer) + list_models(ResNet))
+    add("--model", help=f"one of {names} (default: by data set)")
     add("--pos-embed", choices=POSITIONS, metavar="NAME", help=f"one of {', '.join(POSITIONS)}")
     add("--attn-layer", choices=ATTENTION, help="the kind of attention")
     add("--embed-layer", choices=EMBEDDINGS, help="the kind of patches")
@@ -83,9 +72,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--penalty", action="append", type=weighted, default=[], metavar="NAME=WEIGHT", help=f"of like heads: {names}")
     add("--epochs", type=int, help="passes over the training images")
     add("--batch-size", type=int, help="images a step")
-    add("--workers", type=int, help="threads, on a CPU (default: the cores that this process has for itself)")
-    add("--micro-batch", type=int, help="images computed at a time (default: what the cache holds; on a GPU, all)")
-    add("--recompute", action="store_true", help="less memory, more time: blocks keep only their inputs, and run twice")
     add("--lr", type=float, help="peak learning rate")
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=float, default=0.1, help="share of the steps in which the learning rate rises")
@@ -93,12 +79,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
     add("--ema", type=float, help="evaluate a moving average of the weights with this decay")
     add("--drop-path", type=float, default=0.0, help="stochastic depth of the last block")
-    add("--crop", type=int, help="move training images by up to so many pixels")
-    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="mirror half of the training images")
-    add("--seed", type=int, default=0, help="names every random number of the run")
-    add("--run-dir", type=Path, help="folder of the run (default: runs/<data set>-<model>-<seed>)")
-    add("--resume", action="store_true", help="go on with the run in this folder")
-    add("--overwrite", action="store_true", help="begin anew where the folder holds a run")
+    augmentation_options(parser)
+    machine_options(parser)
+    run_options(parser, "runs/<data set>-<model>-<seed>")
     args = parser.parse_args(arguments)
     kind, _, path = args.dataset.partition(":")
     recipe = RECIPES.get(kind, RECIPES["folder"])
@@ -119,15 +102,7 @@ def weighted(text: str) -> tuple[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    reuse_freed_memory()
-    ranks = connect()
-    with ranks.together():
-        try:
-            print(json.dumps(train(parse(arguments), ranks)))
-        except Interrupted as stopped:
-            sys.exit(f"{stopped}")
-        except NonFiniteLoss as error:
-            sys.exit(f"train_vit: {error}")
+    on_all_ranks("train_vit", lambda ranks: train(parse(arguments), ranks))
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> dict:
@@ -140,7 +115,10 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
         "img_size": size, "in_chans": channels, "num_classes": len(train_set.classes), "drop_path_rate": args.drop_path,
         "seed": args.seed,
     }  # fmt: skip
-    options |= {k: v for k in ("pos_embed", "attn_layer", "embed_layer") if (v := getattr(args, k)) is not None}
+    named = {k: v for k in ("pos_embed", "attn_layer", "embed_layer") if (v := getattr(args, k)) is not None}
+    if named and args.model not in list_models(VisionTransformer):
+        raise ValueError(f"{', '.join(named)} are parts of a Vision Transformer, which {args.model} is not")
+    options |= named
     model = create_model(args.model, **options).to(args.device)
     model.set_grad_checkpointing(args.recompute)
     image, device = train_set.normalise(train_set.images[:1]), model.device
@@ -148,21 +126,19 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
     print(f"{train_set!r}\n{args.model}: {model.num_parameters():,} parameters, on {device}")
     print(f"{layout}\n{args.run_dir}")
 
-    crop = [RandomCrop(args.crop)] if args.crop else []
-    flip = [RandomHorizontalFlip()] if args.flip else []
     with on_device_of(model):
         optimizer = AdamW(weight_decay_groups(model, args.weight_decay), lr=args.lr)
     result = fit(
         model,
         optimizer,
-        Loader(train_set, args.batch_size, args.seed, augment=crop + flip),
+        Loader(train_set, args.batch_size, args.seed, **augmented(args)),
         Loader(test_set, 250, shuffle=False),
         TrainConfig(
             args.run_dir, args.epochs, args.lr, warmup_epochs=args.warmup * args.epochs, clip=args.clip,
-            label_smoothing=args.label_smoothing, ema=args.ema, seed=args.seed, save_seconds=60,
-            precision=args.precision, penalties=HeadPenalties(dict(args.penalty)) if args.penalty else None,
+            ema=args.ema, seed=args.seed, save_seconds=60, precision=args.precision,
             resume_hint="the same command with --resume",
         ),
+        Classification(args.label_smoothing, HeadPenalties(dict(args.penalty)) if args.penalty else None),
         resume=args.resume,
         overwrite=args.overwrite,
         meta={"model": args.model, "arguments": options},
@@ -194,27 +170,31 @@ def load_data(args: argparse.Namespace) -> tuple[Dataset, Dataset]:
     return train_set.subset(np.sort(chosen)), test_set
 
 
-def draw(model: VisionTransformer, test_set: Dataset, run_dir: Path) -> None:
-    """The four pictures of a run. The images are the first of the test set, whatever the network makes of them."""
+def draw(model: VisionTransformer | ResNet, test_set: Dataset, run_dir: Path) -> None:
+    """The pictures of a run. The images are the first of the test set, whatever the network makes of them."""
     try:
         import figures
     except ImportError:
         print("no pictures were drawn: they need matplotlib, pip install 'minivit[examples]'")
         return
+    drawn = ["curves", "predictions"]
     shown = test_set.subset(first_of_each_class(test_set.labels.tolist(), 32))
     logits = predict(model, shown.normalise(shown.images)).astype(np.float64)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     figures.draw_curves([r for r in read_log(run_dir / "log.jsonl") if r["event"] == "epoch"], run_dir / "curves.png")
     figures.draw_predictions(shown.images, shown.labels, probabilities, shown.classes, run_dir / "predictions.png")
-    few = shown.subset(range(min(6, len(shown))))
-    maps = class_attention(model.eval(), few.normalise(few.images))
-    titles = [few.classes[label] for label in few.labels]
-    figures.draw_attention(few.images, maps, titles, run_dir / "attention.png")
-    if model.pos_embed is not None:
-        table = model.pos_embed.numpy()[0, -model.patch_embed.num_patches :]
-        figures.draw_positions(table, model.patch_embed.grid_size, run_dir / "positions.png")
-    print(f"pictures in {run_dir}: curves, predictions, attention, positions")
+    if isinstance(model, VisionTransformer):
+        few = shown.subset(range(min(6, len(shown))))
+        maps = class_attention(model.eval(), few.normalise(few.images))
+        titles = [few.classes[label] for label in few.labels]
+        figures.draw_attention(few.images, maps, titles, run_dir / "attention.png")
+        drawn.append("attention")
+        if model.pos_embed is not None:
+            table = model.pos_embed.numpy()[0, -model.patch_embed.num_patches :]
+            figures.draw_positions(table, model.patch_embed.grid_size, run_dir / "positions.png")
+            drawn.append("positions")
+    print(f"pictures in {run_dir}: {', '.join(drawn)}")
 
 
 def first_of_each_class(labels: list[int], count: int) -> list[int]:
@@ -228,11 +208,5 @@ def first_of_each_class(labels: list[int], count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    try:
+    with sentences("train_vit"):
         main()
-    except KeyboardInterrupt:
-        sys.exit("train_vit: stopped at once; what was saved before is as it was")
-    except MemoryError as error:
-        sys.exit(f"train_vit: the memory is full ({error}); a smaller --micro-batch, or --recompute, needs less")
-    except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f"train_vit: {error}")

@@ -62,6 +62,18 @@ def test_train_step_reports_ratios_memory_and_share():
         assert 1 <= row["workers"] <= row["threads"] == available_cores()
 
 
+@needs_torch
+@pytest.mark.slow
+def test_mae_step_compares_the_same_loss_and_gradients():
+    (row,) = report("benchmarks/mae_step.py", "--quick")["rows"]
+    assert row["name"] == "mae_nano_patch4_28"
+    assert row["loss_difference"] < 1e-5
+    assert row["gradients_difference"] < 1e-4
+    for other in ("torch_eager", "whole_encoder"):
+        low, high = row[f"spread_vs_{other}"]
+        assert 0 < low <= row[f"speedup_vs_{other}"] <= high
+
+
 def test_growth_measures_each_quantity(tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "new" / "growth.png"
@@ -120,8 +132,9 @@ def test_all_reduce_measures_shared_memory(module):
 # --- what they refuse ------------------------------------------------------------------------------------------------
 
 
-def test_train_step_without_pytorch_says_what_to_install():
-    hide = "import sys; sys.modules['torch'] = None; sys.path[0] = 'benchmarks'; import train_step; train_step.main([])"
+@pytest.mark.parametrize("name", ["train_step", "mae_step"])
+def test_a_comparison_without_pytorch_says_what_to_install(name):
+    hide = f"import sys; sys.modules['torch'] = None; sys.path[0] = 'benchmarks'; import {name}; {name}.main([])"
     result = run("-c", hide)
     assert result.returncode == 1
     assert result.stderr.strip().endswith("pip install torch")
@@ -132,6 +145,7 @@ def test_train_step_without_pytorch_says_what_to_install():
     ("name", "argument"),
     [
         ("train_step", "--batch"), ("train_step", "--rounds"), ("train_step", "--micro-batch"),
+        ("mae_step", "--batch"), ("mae_step", "--rounds"),
         ("train_step", "--workers"), ("train_step", "--threads"), ("growth", "--batch"), ("growth", "--threads"),
         ("scaling", "--rounds"), ("scaling", "--steps"), ("all_reduce", "--batch"), ("all_reduce", "--gflops"),
     ],

@@ -72,7 +72,7 @@ def test_a_wrong_gradient_is_found_and_its_place_told():
 
 
 def run(module, x):
-    """Output and all gradients, with the same masks on either side."""
+    """Output, all gradients and what layers wrote down, with the same masks on either side."""
     x = Tensor(x, requires_grad=True)
     samples = to_device(np.arange(len(x)), x.device)
     with no_waiting():
@@ -82,7 +82,7 @@ def run(module, x):
             y.backward(cotangent(y.data))
         else:
             y.backward(moved(cotangent(y.data)))
-    return [y.data, x.grad, *(p.grad for p in module.parameters())]
+    return [y.data, x.grad, *(p.grad for p in module.parameters()), *(b.data for b in module.buffers())]
 
 
 def check_module(module, x):

@@ -14,6 +14,7 @@ from minivit import ops
 from minivit.backend import to_device
 from minivit.data import Batch
 from minivit.models import VisionTransformer
+from minivit.objective import Classification
 from minivit.optim import EMA, SGD, AdamW, clip_grad_norm, warmup_cosine, weight_decay_groups
 from minivit.training import Layout, train_step
 from tests.cupy_twin import counted, twin
@@ -96,7 +97,7 @@ def test_a_training_step(size, soft, checkpointing, micro_batch, max_norm):
         for step in range(2):
             there = data.to(device)
             with Layout(micro_batch=micro_batch) as layout, counted() as waits:
-                result = train_step(model, ops.cross_entropy, there, optimizer, 0, step, layout, max_norm)
+                result = train_step(model, Classification(), there, optimizer, 0, step, layout, max_norm)
         results.append(result)
         models.append(model)
     assert dict(waits) == {"get": 1} or cupy() is not twin  # the loss and the norm, to see whether they are finite

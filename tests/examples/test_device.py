@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minivit import backend
 from minivit.training import Interrupted, Ranks, load_checkpoint, loop, read_log
 from tests.examples import check_picture
 
@@ -20,7 +21,7 @@ def train_vit(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_vit, "SHAPES_TEST", 30)
-    monkeypatch.setattr(train_vit, "reuse_freed_memory", lambda: False)
+    monkeypatch.setattr(backend, "reuse_freed_memory", lambda: False)
     return train_vit
 
 

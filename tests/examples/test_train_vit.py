@@ -13,6 +13,8 @@ import pytest
 
 from minivit.data import load
 from minivit.data.shapes import shapes
+from minivit.diversity import HeadPenalties
+from minivit.objective import Classification
 from minivit.training import load_checkpoint, read_log
 from tests.data.test_folder import write_tree
 from tests.data.test_idx import write_set
@@ -139,10 +141,11 @@ def test_options_and_your_own_images(tmp_path):
     expected = {"dataset": "folder", "seed": 3, "train_images": 21, "run_dir": "here", "model": "vit_nano_patch7_28"}
     assert {key: figures[key] for key in expected} == expected
     settings = load_checkpoint(tmp_path / "here" / "last.npz").meta["settings"]
-    expected = {"lr": 1e-3, "ema": 0.9, "label_smoothing": 0.1, "clip": 5.0, "warmup_epochs": 1.0, "seed": 3}
+    expected = {"lr": 1e-3, "ema": 0.9, "clip": 5.0, "warmup_epochs": 1.0, "seed": 3}
     assert {key: settings[key] for key in expected} == expected
-    assert settings["augment"] == ["RandomCrop", "RandomHorizontalFlip"]
-    assert settings["penalties"]["weights"] == {"margin": 0.1, "disagreement_output": 0.2}
+    assert settings["augment"] == ["RandomCrop(padding=2, mode='constant')", "RandomHorizontalFlip(p=0.5)"]
+    penalties = HeadPenalties({"margin": 0.1, "disagreement_output": 0.2})
+    assert settings["objective"] == repr(Classification(0.1, penalties))
     chosen = {"pos_embed": "rope_axial", "attn_layer": "lsa", "embed_layer": "spt", "drop_path_rate": 0.1}
     assert {key: settings["arguments"][key] for key in chosen} == chosen
     assert settings["arguments"]["num_classes"] == 2
@@ -279,3 +282,22 @@ def test_the_pictures_show_classes_in_turn():
 
     assert first_of_each_class([2, 0, 0, 1, 0, 2], 5) == [1, 3, 0, 2, 5]
     assert first_of_each_class([0, 1], 9) == [0, 1]
+
+
+def test_a_cnn_is_trained_by_the_same_program(tmp_path):
+    arguments = (
+        "--train-images",
+        40,
+        "--size",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        20,
+        "--augment",
+        "randaugment,mixup",
+    )
+    figures = succeeds("train_vit.py", "--model", "resnet8", *arguments, cwd=tmp_path)
+    folder = tmp_path / figures["run_dir"]
+    assert figures["model"] == "resnet8"
+    assert sorted(path.name for path in folder.glob("*.png")) == ["curves.png", "predictions.png"]

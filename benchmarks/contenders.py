@@ -3,6 +3,7 @@
 Run as a program, it measures one contender in a process of its own: see ``measure_alone``.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -106,6 +107,18 @@ def available() -> list[str]:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     ready = header.exists() and any(shutil.which(name) for name in compilers if name)
     return ["minivit", "torch_eager", *(["torch_compile"] if ready else [])]
+
+
+def taking_part(options: argparse.Namespace) -> list[str]:
+    """The contenders for ``--compile`` and ``--quick``. Exits with a sentence where those wanted are not here."""
+    contenders = available()
+    if "torch_eager" not in contenders:
+        sys.exit("this benchmark compares minivit with PyTorch, which is not installed: pip install torch")
+    if options.compile and "torch_compile" not in contenders:
+        sys.exit("--compile needs a C++ compiler and Python's header files, which are not here")
+    if options.compile is False or (options.quick and not options.compile):
+        return ["minivit", "torch_eager"]
+    return contenders
 
 
 def compare(job: Job) -> dict[str, float]:

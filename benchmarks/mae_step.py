@@ -15,7 +15,7 @@ import json
 import sys
 
 import numpy as np
-from contenders import Minivit, UsualAllocator, available
+from contenders import Minivit, UsualAllocator, taking_part
 from measuring import Task, positive, quartiles, take_turns, use_cores
 
 from minivit.backend import reuse_freed_memory
@@ -134,13 +134,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    contenders = available()
-    if "torch_eager" not in contenders:
-        sys.exit("this benchmark compares minivit with PyTorch, which is not installed: pip install torch")
-    if options.compile and "torch_compile" not in contenders:
-        sys.exit("--compile needs a C++ compiler and Python's header files, which are not here")
-    if options.compile is False or (options.quick and not options.compile):
-        contenders = ["minivit", "torch_eager"]
+    contenders = taking_part(options)
     cores = use_cores(options.threads)
     defaults = QUICK if options.quick else BATCHES
     rows = []

@@ -21,14 +21,13 @@ The last line is a JSON object.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from contenders import MODES, Job, available, compare, flops_per_image, make_contender, measure_alone
+from contenders import MODES, Job, compare, flops_per_image, make_contender, measure_alone, taking_part
 from measuring import Task, positive, quartiles, take_turns, use_cores
 
 from minivit.models import VisionTransformer, list_models
@@ -146,13 +145,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    contenders = available()
-    if "torch_eager" not in contenders:
-        sys.exit("this benchmark compares minivit with PyTorch, which is not installed: pip install torch")
-    if options.compile and "torch_compile" not in contenders:
-        sys.exit("--compile needs a C++ compiler and Python's header files, which are not here")
-    if options.compile is False or (options.quick and not options.compile):
-        contenders = ["minivit", "torch_eager"]
+    contenders = taking_part(options)
     cores = use_cores(options.threads)
     defaults = QUICK if options.quick else BATCHES
     rows = []

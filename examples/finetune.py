@@ -16,7 +16,17 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from running import augmentation_options, augmented, data_options, machine_options, on_all_ranks, run_options, sentences
+from running import (
+    augmentation_options,
+    augmented,
+    data_options,
+    machine_options,
+    on_all_ranks,
+    run_options,
+    sentences,
+    settle,
+    short_name,
+)
 from train_vit import RECIPES, draw
 from transfer import build, few_labels, load_images, read_pretrained, take_encoder
 
@@ -55,10 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     machine_options(parser)
     run_options(parser, "runs/<data set>-<model>-finetuned-<labels>-<seed>, or …-scratch-…")
     args = parser.parse_args(arguments)
-    recipe = RECIPES.get(args.dataset.partition(":")[0], RECIPES["folder"])
-    for name in ("lr", "crop", "flip"):
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(recipe, name))
+    settle(args, RECIPES)
     if args.layer_decay is None:
         args.layer_decay = 1.0 if args.from_scratch else 0.75
     if args.head_std is None and not args.from_scratch:
@@ -132,10 +139,9 @@ def begin_head(model: VisionTransformer, std: float, seed: int) -> None:
 
 
 def default_run_dir(args: argparse.Namespace, model: str) -> Path:
-    kind, _, path = args.dataset.partition(":")
     labels = "all" if args.labels is None else args.labels.replace("%", "percent")
     begin = "scratch" if args.from_scratch else "finetuned"
-    return Path("runs") / f"{Path(path).name if path else kind}-{model}-{begin}-{labels}-{args.seed}"
+    return Path("runs") / f"{short_name(args.dataset)}-{model}-{begin}-{labels}-{args.seed}"
 
 
 def main(arguments: list[str] | None = None) -> None:

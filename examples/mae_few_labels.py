@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from claims import Claim, compare, plus_minus, tell
 from pretrain_mae import RECIPES, augmentations
-from running import data_options, sentences
+from running import data_options, recipe_of, sentences, short_name
 from sweep import Figures, Job, by_variant, sweep
 from train_vit import RECIPES as SUPERVISED
 from train_vit import load_data
@@ -56,11 +56,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.visits < LOOKS or args.seeds < 1:
         raise ValueError(f"--visits must be {LOOKS} or more, --seeds 1 or more, got {args.visits} and {args.seeds}")
-    kind, _, path = args.dataset.partition(":")
-    recipe = RECIPES.get(kind, RECIPES["folder"])
+    recipe = recipe_of(args.dataset, RECIPES)
     args.model = args.model or recipe.model
     args.pretrain_epochs = args.pretrain_epochs or recipe.epochs
-    args.run_dir = args.run_dir or Path("runs") / f"few-labels-{Path(path).name if path else kind}"
+    args.run_dir = args.run_dir or Path("runs") / f"few-labels-{short_name(args.dataset)}"
     return args
 
 
@@ -118,7 +117,7 @@ def run(job: Job) -> Figures:
 
 def pretrain(job: Job, train_set: Dataset, test_set: Dataset) -> Figures:
     """A masked autoencoder on all images; it goes on where it was interrupted."""
-    recipe = RECIPES.get(job["dataset"].partition(":")[0], RECIPES["folder"])
+    recipe = recipe_of(job["dataset"], RECIPES)
     channels, *size = train_set.images.shape[1:]
     options = {"img_size": size, "in_chans": channels, "norm_pix_loss": job["norm_pix"], "seed": job["seed"]}
     model = create_model(job["model"], **options)
@@ -150,7 +149,7 @@ def learn(job: Job, train_set: Dataset, test_set: Dataset) -> Figures:
     )
     if job["part"] == "pretrained":
         take_encoder(model, pretrained)
-    recipe = SUPERVISED.get(job["dataset"].partition(":")[0], SUPERVISED["folder"])
+    recipe = recipe_of(job["dataset"], SUPERVISED)
     augment = [RandomCrop(recipe.crop)] if recipe.crop else []
     augment += [RandomHorizontalFlip()] if recipe.flip else []
     looks = max(1, min(LOOKS * job["visits"] // 60, 20))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from running import data_options, machine_options, on_all_ranks, run_options, sentences
+from running import data_options, machine_options, on_all_ranks, run_options, sentences, settle, short_name
 from train_vit import first_of_each_class, load_data
 
 from minivit.analysis.reconstruction import reconstruct
@@ -77,11 +77,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     machine_options(parser)
     run_options(parser, "runs/<data set>-<model>-<seed>")
     args = parser.parse_args(arguments)
-    kind, _, path = args.dataset.partition(":")
-    for name, value in RECIPES.get(kind, RECIPES["folder"])._asdict().items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.run_dir = args.run_dir or Path("runs") / f"{Path(path).name if path else kind}-{args.model}-{args.seed}"
+    settle(args, RECIPES)
+    args.run_dir = args.run_dir or Path("runs") / f"{short_name(args.dataset)}-{args.model}-{args.seed}"
     return args
 
 

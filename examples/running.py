@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,28 @@ def run_options(parser: ArgumentParser, run_dir: str) -> None:
     add("--run-dir", type=Path, help=f"folder of the run (default: {run_dir})")
     add("--resume", action="store_true", help="go on with the run in this folder")
     add("--overwrite", action="store_true", help="begin anew where the folder holds a run")
+
+
+def recipe_of(dataset: str, recipes: Mapping[str, Any]) -> Any:
+    """What trains well on a data set, a named tuple; there is one for "folder", which others share."""
+    return recipes.get(dataset.partition(":")[0], recipes["folder"])
+
+
+def settle(args: Namespace, recipes: Mapping[str, Any]) -> None:
+    """Options that were left open get the values of the data set's recipe."""
+    for name, value in recipe_of(args.dataset, recipes)._asdict().items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+
+
+def short_name(dataset: str) -> str:
+    """A data set in the name of a folder.
+
+    >>> short_name("mnist"), short_name("folder:images/birds")
+    ('mnist', 'birds')
+    """
+    kind, _, path = dataset.partition(":")
+    return Path(path).name if path else kind
 
 
 def on_all_ranks(program: str, run: Callable[[Ranks], dict]) -> None:

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from running import augmentation_options, augmented, data_options, machine_options, on_all_ranks, run_options, sentences
+from running import (
+    augmentation_options,
+    augmented,
+    data_options,
+    machine_options,
+    on_all_ranks,
+    run_options,
+    sentences,
+    settle,
+    short_name,
+)
 
 from minivit.analysis import class_attention
 from minivit.data import SHAPES_TEST, Dataset, Loader, load
@@ -83,13 +93,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     machine_options(parser)
     run_options(parser, "runs/<data set>-<model>-<seed>")
     args = parser.parse_args(arguments)
-    kind, _, path = args.dataset.partition(":")
-    recipe = RECIPES.get(kind, RECIPES["folder"])
-    for name, value in recipe._asdict().items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    label = f"{Path(path).name}-" if path else f"{kind}-"
-    args.run_dir = args.run_dir or Path("runs") / f"{label}{args.model}-{args.seed}"
+    settle(args, RECIPES)
+    args.run_dir = args.run_dir or Path("runs") / f"{short_name(args.dataset)}-{args.model}-{args.seed}"
     return args
 
 

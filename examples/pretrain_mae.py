@@ -150,35 +150,32 @@ def draw(model: Masked, test_set: Dataset, run_dir: Path, mask_ratio: float, mas
     columns = {"original": test_set.images[shown[:6]]}
     for ratio in RATIOS:
         pictures = painted(model, test_set, shown[:6], ratio, mask_kind)
-        columns[f"{ratio:.0%} hidden"] = pictures["seen"]
-        columns[f"painted from {1 - ratio:.0%}"] = list(pictures.values())[-1]
+        columns[f"{100 * ratio:.0f} % hidden"] = pictures["seen"]
+        columns[f"painted\nfrom {100 - 100 * ratio:.0f} %"] = list(pictures.values())[-1]
     figures.draw_image_table(columns, run_dir / "ratios.png")
     print(f"pictures in {run_dir}: curves, reconstructions, ratios")
 
 
 def painted(
-    model: Masked,
-    data: Dataset,
-    indices: list[int],
-    mask_ratio: float,
-    mask_kind: str = "random",
+    model: Masked, data: Dataset, indices: list[int], mask_ratio: float, mask_kind: str = "random"
 ) -> dict[str, np.ndarray]:
     """Columns of images (n, C, H, W), by title: what was there, what the network saw, and what it painted."""
     images = data.normalise(data.images[indices])
     with no_grad(), sampling(0, 0, np.array(indices)):
         _, pred, mask = model.eval()(images, mask_ratio, mask_kind=mask_kind)
+    grey = float(np.mean([(0.5 - mean) / std for mean, std in zip(data.mean, data.std)]))
 
     def pictures(**options) -> list[np.ndarray]:
-        return [denormalise(data, array) for array in reconstruct(model, images, pred, mask, **options)]
+        return [denormalise(data, array) for array in reconstruct(model, images, pred, mask, fill=grey, **options)]
 
     seen, whole, pasted = pictures()
     columns = {"original": data.images[indices], "seen": seen}
     if not model.norm_pix_loss:
-        return columns | {"painted": whole, "painted where hidden": pasted}
+        return columns | {"painted": whole, "painted\nwhere hidden": pasted}
     raw = pictures(denormalise=False)[1]
     return columns | {
-        "painted, raw:\nno mean, no contrast": raw,
-        "painted, with each patch's\ntrue mean and contrast": whole,
+        "painted, raw:\nno mean,\nno contrast": raw,
+        "painted, with\neach patch's true\nmean and contrast": whole,
         "the same\nwhere hidden": pasted,
     }
 

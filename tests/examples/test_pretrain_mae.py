@@ -65,16 +65,16 @@ def test_pictures_show_what_was_hidden_and_say_what_was_put_in_again():
     data = shapes(4, seed=0, size=16)
     plain = create_model("mae_nano_patch4_32", img_size=16)
     columns = painted(plain, data, [0, 1], 0.75)
-    assert list(columns) == ["original", "seen", "painted", "painted where hidden"]
+    assert list(columns) == ["original", "seen", "painted", "painted\nwhere hidden"]
     original = columns["original"] / 255
     patches = (np.abs(columns["seen"] - original).max(axis=1) < 1e-5).reshape(2, 4, 4, 4, 4).all(axis=(2, 4))
     assert (patches.sum(axis=(1, 2)) == 4).all()  # a quarter of 16, of each image
     shown = patches.repeat(4, 1).repeat(4, 2)[:, None]
-    assert np.allclose(columns["painted where hidden"], np.where(shown, original, columns["painted"]), atol=1e-5)
+    assert np.allclose(columns["painted\nwhere hidden"], np.where(shown, original, columns["painted"]), atol=1e-5)
 
     normed = create_model("mae_nano_patch4_32", img_size=16, norm_pix_loss=True)
     titles = list(painted(normed, data, [0, 1], 0.75))
-    assert any("raw" in title for title in titles) and any("true mean" in title for title in titles)
+    assert any("raw" in title for title in titles) and any("true\nmean" in title for title in titles)
 
 
 def test_a_ratio_that_hides_nothing_gets_a_sentence(tmp_path):

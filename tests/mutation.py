@@ -88,8 +88,10 @@ EQUIVALENT = {  # reason: (function, line before, line after)
     ],
     "as exact, only slower or larger in memory": [
         ("conv2d", "dbias = dy.sum((2, 3)) if bias_wanted else None", "dbias = dy.sum((2, 3))"),
-        ("_kernel_rows", "rows = size[0] + height - at_once", "rows = size[0] + height + at_once"),
-        ("_kernel_rows", "rows = size[0] + height - at_once", "rows = size[0] + height"),
+        ("_convolve", "products = None if partner is None else array_module(x).zeros(kernel.shape, x.dtype)",
+         "products = array_module(x).zeros(kernel.shape, x.dtype)"),
+        ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height + at_once"),
+        ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height"),
         ("avg_pool2d", "pixels = xp.zeros(y_shape[2:], x.dtype)", "pixels = xp.zeros(y_shape, x.dtype)"),
         ("avg_pool2d", "pixels = xp.zeros(y_shape[2:], x.dtype)", "pixels = xp.zeros(y_shape[1:], x.dtype)"),
         *(("batch_norm", line.format("copy=False"), line.format(copy).replace(", )", ")"))

@@ -61,69 +61,94 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
     if bias is not None:
         y += bias[:, None, None]
     x_kept, kernel_kept = x if wanted(1) else None, kernel if wanted(0) else None
-    kernel_shape, bias_wanted = kernel.shape, bias is not None and wanted(2)
+    weight_shape, kernel_shape, bias_wanted = weight.shape, kernel.shape, bias is not None and wanted(2)
 
     def pullback(dy):
-        dx = None if kernel_kept is None else _input_cotangent(dy, kernel_kept, stride, padding, shape)
-        dweight = None if x_kept is None else _kernel_cotangent(dy, x_kept, stride, padding, kernel_shape)
+        dx, dkernel = None, None
+        if kernel_kept is not None:
+            dx, dkernel = _cotangents(dy, x_kept, kernel_kept, stride, padding, shape)
+        elif x_kept is not None:
+            dkernel = _kernel_cotangent(dy, x_kept, kernel_shape, stride, padding)
+        dweight = None if dkernel is None else dkernel.reshape(weight_shape)
         dbias = dy.sum((2, 3)) if bias_wanted else None  # (B, O): the walk back sums over the images
         return dx, dweight, dbias
 
     return y, pullback
 
 
-def _convolve(x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array) -> None:
+def _convolve(
+    x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array, partner: Array | None = None
+) -> Array | None:
     """Write into y (B, O, rows, columns) what the kernel (G, O/G, C/G, kh, kw) makes of x.
 
-    A negative padding takes rows or columns away.
+    A negative padding takes rows or columns away. With ``partner``, of y's shape, return the products of the same
+    columns with it too, in the shape of the kernel.
     """
     groups, outputs = kernel.shape[:2]
-    for piece in _pieces(x, kernel.shape):
-        terms = (
-            kernel[:, :, :, rows].reshape(groups, outputs, -1) @ columns
-            for rows, columns in _kernel_rows(x[piece], kernel.shape, stride, padding, y.shape[2:])
-        )
+    products = None if partner is None else array_module(x).zeros(kernel.shape, x.dtype)
+    for piece, parts in _columns(x, kernel.shape, stride, padding, y.shape[2:]):
+        terms = (kernel[:, :, :, rows].reshape(groups, outputs, -1) @ columns for rows, columns in parts)
         total = next(terms)
         for term in terms:
             total += term
         y[piece] = total.reshape(*y.shape[1:3], -1, y.shape[3]).transpose(2, 0, 1, 3)
+        if partner is not None:
+            _add_products(products, partner[piece], parts)
+    return products
 
 
-def _kernel_cotangent(dy: Array, x: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]) -> Array:
-    """dW (O, C/G, kh, kw), for a kernel of shape (G, O/G, C/G, kh, kw)."""
-    groups, outputs, inputs, _, width = shape
+def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Array:
+    """dW, of this shape: (G, O/G, C/G, kh, kw)."""
     dkernel = array_module(dy).zeros(shape, dy.dtype)
-    for piece in _pieces(x, shape):
-        transposed = dy[piece].transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
-        for rows, columns in _kernel_rows(x[piece], shape, stride, padding, dy.shape[2:]):
-            part = (columns @ transposed).swapaxes(1, 2)
-            dkernel[:, :, :, rows] += part.reshape(groups, outputs, inputs, -1, width)
-    return dkernel.reshape(-1, *shape[2:])
+    for piece, parts in _columns(x, shape, stride, padding, dy.shape[2:]):
+        _add_products(dkernel, dy[piece], parts)
+    return dkernel
 
 
-def _input_cotangent(dy: Array, kernel: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]) -> Array:
-    """dx (B, C, H, W), one part for each remainder (e, f) of its rows and columns by the stride.
+def _add_products(dkernel: Array, dy: Array, parts: list[tuple[slice, Array]]) -> None:
+    groups, outputs, inputs, _, width = dkernel.shape
+    dy = dy.transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
+    for rows, columns in parts:
+        product = (columns @ dy).swapaxes(1, 2)
+        dkernel[:, :, :, rows] += product.reshape(groups, outputs, inputs, -1, width)
+
+
+def _cotangents(
+    dy: Array, x: Array | None, kernel: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+    """dx and, where x is given, dW: one part for each remainder (e, f) of the rows and columns of x by the stride.
 
     With e + p = s a + r, the pixel s m + e meets the kernel's entry s i + r at u = m + a − i. Numbered from the other
     end, as the turned kernel is, that entry is k = n − 1 − i of n, and u = m + k − (n − 1 − a): n − 1 − a is a padding.
     """
     (s, t), (p, q) = stride, padding
-    dx = array_module(dy).zeros(shape, dy.dtype)
+    xp = array_module(dy)
+    dx, dkernel = xp.zeros(shape, dy.dtype), None if x is None else xp.zeros(kernel.shape, dy.dtype)
     for e in range(s):
         for f in range(t):
             (above, row), (before, column) = divmod(e + p, s), divmod(f + q, t)
-            turned = kernel[..., row::s, column::t].swapaxes(1, 2)[..., ::-1, ::-1]
+            turned = _turned(kernel[..., row::s, column::t])
             part = dx[:, :, e::s, f::t]
             if turned.size * part.size:  # where the kernel is smaller than the stride, some pixels meet none of it
                 inner = turned.shape[3] - 1 - above, turned.shape[4] - 1 - before
-                _convolve(dy, turned, (1, 1), inner, part)
-    return dx
+                seen = None if x is None else x[:, :, e::s, f::t]
+                products = _convolve(dy, turned, (1, 1), inner, part, seen)
+                if x is not None:
+                    dkernel[..., row::s, column::t] = _turned(products)
+    return dx, dkernel
 
 
-def _kernel_rows(
+def _turned(kernel: Array) -> Array:
+    """A kernel turned by half a turn, its inputs and outputs exchanged."""
+    return kernel.swapaxes(1, 2)[..., ::-1, ::-1]
+
+
+def _columns(
     x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair, size: Pair
-) -> Iterator[tuple[slice, Array]]:
-    """(rows of the kernel, the columns (G, C/G·rows·kw, places) that they are multiplied with), to be summed.
+) -> Iterator[tuple[slice, list[tuple[slice, Array]]]]:
+    """For each piece of the images: the piece, and pairs whose products are to be summed.
+
+    (rows of the kernel, the columns (G, C/G·rows·kw, places) that they are multiplied with)
 
     With stride 1, a kernel is taken row by row. For each of its kw entries a copy of the image is needed, moved by j
     pixels to the left; then all that row i sees lies i rows further down in the same copies: a view. That makes kw
@@ -135,13 +160,19 @@ def _kernel_rows(
     groups, _, inputs, height, width = shape
     at_once = _rows_at_once(shape, stride)
     rows = size[0] + height - at_once
+    taps = list(_taps((at_once, width), stride, padding, (rows, size[1]), x.shape[2:]))
     pixels = x.reshape(len(x), groups, inputs, *x.shape[2:]).transpose(1, 2, 3, 0, 4)  # (G, C/G, H, B, W)
-    columns = array_module(x).zeros((groups, inputs, at_once * width, rows, len(x), size[1]), x.dtype)
-    for n, (places, seen) in enumerate(_taps((at_once, width), stride, padding, (rows, size[1]), x.shape[2:])):
-        columns[:, :, n, places[0], :, places[1]] = pixels[:, :, seen[0], :, seen[1]]
-    columns = columns.reshape(groups, inputs * at_once * width, rows, -1)
-    for i in range(0, height, at_once):
-        yield slice(i, i + at_once), columns[:, :, i : i + size[0]].reshape(*columns.shape[:2], -1)
+    for piece in _pieces(x, shape):
+        some = pixels[:, :, :, piece]
+        columns = array_module(x).zeros((groups, inputs, at_once * width, rows, some.shape[3], size[1]), x.dtype)
+        for n, (places, seen) in enumerate(taps):
+            columns[:, :, n, places[0], :, places[1]] = some[:, :, seen[0], :, seen[1]]
+        columns = columns.reshape(groups, inputs * at_once * width, rows, -1)
+        starts = range(0, height, at_once)
+        yield (
+            piece,
+            [(slice(i, i + at_once), columns[:, :, i : i + size[0]].reshape(*columns.shape[:2], -1)) for i in starts],
+        )
 
 
 def _rows_at_once(shape: tuple[int, ...], stride: Pair) -> int:
@@ -151,9 +182,9 @@ def _rows_at_once(shape: tuple[int, ...], stride: Pair) -> int:
 
 
 def _pieces(x: Array, shape: tuple[int, ...]) -> list[slice]:
-    """Slices of images: their columns stay in the cache, but are not much smaller than the kernel that meets them."""
+    """Slices of images: their columns stay in the cache, or are four times the kernel, which is read for each piece."""
     numbers = shape[-1] * math.prod(x.shape[1:])  # in the columns of an image, about
-    return cache_blocks(x[:, 0, 0, 0], max(COLUMNS_BYTES, 4 * math.prod(shape)) // numbers)
+    return cache_blocks(x[:, 0, 0, 0], max(COLUMNS_BYTES, 16 * math.prod(shape)) // numbers)
 
 
 @op

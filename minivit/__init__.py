@@ -1,11 +1,13 @@
 """minivit: the Vision Transformer from scratch, in plain NumPy and CuPy.
 
-backend     NumPy or CuPy                   nn          layers
-autograd    Tensor, op, backward            models      VisionTransformer, create_model
-gradcheck   proves a derivative             optim       SGD, AdamW, schedules
-random      keyed random streams            data        data sets, loader, augmentations
-ops         values and their pullbacks      training    step, loop, checkpoint
-cuda        kernels for an NVIDIA GPU       analysis    looking inside
+backend     NumPy or CuPy                   nn            layers
+autograd    Tensor, op, backward            models        VisionTransformer, MAE, ResNet, create_model
+gradcheck   proves a derivative             objective     what a run trains for
+random      keyed random streams            distillation  … with a teacher
+ops         values and their pullbacks      diversity     … with heads kept apart
+optim       SGD, AdamW, LARS, schedules     training      step, loop, checkpoint
+data        data sets, loader, augment      analysis      looking inside
+cuda        kernels for an NVIDIA GPU
 """
 
 from minivit import cuda, ops

@@ -61,9 +61,6 @@ EQUIVALENT = {  # reason: (function, line before, line after)
          "return -shifted.reshape(length, -1, *x.shape[2:]).sum(axis=0)"),
         ("_read_as", "return x.view(dtype)", "return -x.view(dtype)"),
     ],
-    "every window has a pixel, which is more than −∞": [
-        ("max_pool2d", "winner = xp.zeros(y_shape, xp.uint16)", "winner = xp.ones(y_shape, xp.uint16)"),
-    ],
     "twice as many are divided by twice their number": [
         ("_pool", "return (taps, (*shape[:2], *size))", "return (2 * taps, (*shape[:2], *size))"),
     ],
@@ -88,7 +85,7 @@ EQUIVALENT = {  # reason: (function, line before, line after)
     ],
     "as exact, only slower or larger in memory": [
         ("conv2d", "dbias = dy.sum((2, 3)) if bias_wanted else None", "dbias = dy.sum((2, 3))"),
-        ("_convolve", "products = None if partner is None else array_module(x).zeros(kernel.shape, x.dtype)",
+        ("_convolve", "products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)",
          "products = array_module(x).zeros(kernel.shape, x.dtype)"),
         ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height + at_once"),
         ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height"),
@@ -118,7 +115,7 @@ EQUIVALENT = {  # reason: (function, line before, line after)
     ],
 }  # fmt: skip
 
-CHOICES = {"_pieces", "_rows_at_once"}  # functions that say how much is done at a time: other answers serve as well
+CHOICES = {"_is_view", "_pieces", "_rows_at_once"}  # functions that choose how to go about it: other ways serve as well
 
 OPERATORS = {
     ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.MatMult: [ast.Mult],

@@ -28,18 +28,20 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
 
     Forwards it is a product of two matrices: the weight, (O, C·kh·kw), and the *columns* (C·kh·kw, places), which hold
     what the kernel sees at each place (Chellapilla, Puri and Simard, "High performance convolutional neural networks
-    for document processing", 2006). ``_kernel_rows`` makes them, with few copies.
+    for document processing", 2006). ``_columns`` makes them, with few copies.
 
-    Backwards, the derivative by each factor is the sum over the other:
+    Backwards, the cotangent of each factor is dy times the other factor, summed wherever the two met:
 
-        dW[o, c, i, j] = Σ_b Σ_uv dy[b, o, u, v] · x[b, c, s u + i − p, t v + j − q]
+        dx[b, c, m, n] = Σ_o Σ_ij weight[o, c, i, j] · dy[b, o, u, v],  where s u + i − p = m and t v + j − q = n
+        dW[o, c, i, j] = Σ_b Σ_mn x[b, c, m, n] · dy[b, o, u, v],       where the same holds
         db[o] = Σ_b Σ_uv dy[b, o, u, v]
-        dx[b, c, m, n] = Σ_o Σ_ij weight[o, c, i, j] · dy[b, o, u, v],  s u + i − p = m,  t v + j − q = n
 
-    dW is a product of dy with the same columns. With stride 1, dx has u = m + p − i and v = n + q − j: it is a
-    convolution of dy, whose kernel is the weight turned by half a turn, its inputs and outputs exchanged. With stride
-    s, the rows e, e + s, e + 2s, … of x meet only the rows r, r + s, … of the kernel, r = (e + p) mod s. So dx consists
-    of s·t parts, each a convolution of stride 1, of dy with a part of the kernel; no zeros are put between rows of dy.
+    With stride 1, u = m + p − i and v = n + q − j: dx is a convolution of dy, whose kernel is the weight turned by half
+    a turn, its inputs and outputs exchanged; and dW is the product of x with the columns of this convolution. With
+    stride s, the rows e, e + s, e + 2s, … of x meet only the rows r, r + s, … of the kernel, r = (e + p) mod s. So dx
+    and dW fall into s·t parts that have nothing to do with one another, and each goes as with stride 1; no zeros are
+    put between the rows of dy. Where dx is not wanted, as at the images, dW is cheaper as the product of dy with the
+    columns of x, which are fewer.
 
     Raises ValueError where the shapes do not fit, and for strides and paddings that cannot be.
 
@@ -77,40 +79,24 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
 
 
 def _convolve(
-    x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array, partner: Array | None = None
+    x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array, other: Array | None = None
 ) -> Array | None:
     """Write into y (B, O, rows, columns) what the kernel (G, O/G, C/G, kh, kw) makes of x.
 
-    A negative padding takes rows or columns away. With ``partner``, of y's shape, return the products of the same
-    columns with it too, in the shape of the kernel.
+    A negative padding takes rows or columns away. With ``other``, of y's shape: return the product of the same columns
+    with it as well, in the kernel's shape.
     """
     groups, outputs = kernel.shape[:2]
-    products = None if partner is None else array_module(x).zeros(kernel.shape, x.dtype)
+    products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)
     for piece, parts in _columns(x, kernel.shape, stride, padding, y.shape[2:]):
         terms = (kernel[:, :, :, rows].reshape(groups, outputs, -1) @ columns for rows, columns in parts)
         total = next(terms)
         for term in terms:
             total += term
         y[piece] = total.reshape(*y.shape[1:3], -1, y.shape[3]).transpose(2, 0, 1, 3)
-        if partner is not None:
-            _add_products(products, partner[piece], parts)
+        if other is not None:
+            _add_products(products, other[piece], parts)
     return products
-
-
-def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Array:
-    """dW, of this shape: (G, O/G, C/G, kh, kw)."""
-    dkernel = array_module(dy).zeros(shape, dy.dtype)
-    for piece, parts in _columns(x, shape, stride, padding, dy.shape[2:]):
-        _add_products(dkernel, dy[piece], parts)
-    return dkernel
-
-
-def _add_products(dkernel: Array, dy: Array, parts: list[tuple[slice, Array]]) -> None:
-    groups, outputs, inputs, _, width = dkernel.shape
-    dy = dy.transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
-    for rows, columns in parts:
-        product = (columns @ dy).swapaxes(1, 2)
-        dkernel[:, :, :, rows] += product.reshape(groups, outputs, inputs, -1, width)
 
 
 def _cotangents(
@@ -131,8 +117,7 @@ def _cotangents(
             part = dx[:, :, e::s, f::t]
             if turned.size * part.size:  # where the kernel is smaller than the stride, some pixels meet none of it
                 inner = turned.shape[3] - 1 - above, turned.shape[4] - 1 - before
-                seen = None if x is None else x[:, :, e::s, f::t]
-                products = _convolve(dy, turned, (1, 1), inner, part, seen)
+                products = _convolve(dy, turned, (1, 1), inner, part, None if x is None else x[:, :, e::s, f::t])
                 if x is not None:
                     dkernel[..., row::s, column::t] = _turned(products)
     return dx, dkernel
@@ -143,36 +128,64 @@ def _turned(kernel: Array) -> Array:
     return kernel.swapaxes(1, 2)[..., ::-1, ::-1]
 
 
+def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Array:
+    """dW alone, of this shape: (G, O/G, C/G, kh, kw)."""
+    dkernel = array_module(dy).zeros(shape, dy.dtype)
+    for piece, parts in _columns(x, shape, stride, padding, dy.shape[2:]):
+        _add_products(dkernel, dy[piece], parts)
+    return dkernel
+
+
+def _add_products(products: Array, y: Array, parts: list[tuple[slice, Array]]) -> None:
+    """Add to ``products`` (G, O/G, C/G, kh, kw), row by row, those of y (B, O, rows, columns) with the columns."""
+    groups, outputs, inputs, _, width = products.shape
+    y = y.transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
+    for rows, columns in parts:
+        product = (columns @ y).swapaxes(1, 2)  # in this order BLAS is faster
+        products[:, :, :, rows] += product.reshape(groups, outputs, inputs, -1, width)
+
+
 def _columns(
     x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair, size: Pair
 ) -> Iterator[tuple[slice, list[tuple[slice, Array]]]]:
-    """For each piece of the images: the piece, and pairs whose products are to be summed.
+    """What a kernel of this shape sees at size[0]·size[1] places of x. For each piece of the images: the piece, and
 
-    (rows of the kernel, the columns (G, C/G·rows·kw, places) that they are multiplied with)
+        [(rows of the kernel, the columns (G, C/G·rows·kw, places) that these rows are multiplied with), …]
 
-    With stride 1, a kernel is taken row by row. For each of its kw entries a copy of the image is needed, moved by j
-    pixels to the left; then all that row i sees lies i rows further down in the same copies: a view. That makes kw
-    copies in place of kh·kw, and kh products in place of one. All at once are the rows of a larger stride, and those of
-    a kernel with few inputs, where a copy costs less than to add a product to those before.
+    With stride 1, a kernel is taken row by row. For each of its kw entries a copy of the image is made, moved to the
+    left by one pixel more; then all that row i sees lies i rows further down in the same copies: a view. These are kw
+    copies in place of kh·kw, and kh products in place of one. All rows at once are taken with a larger stride, and of a
+    kernel with few inputs, where to copy costs less than to add a product to those before.
 
-    The places are ordered (row, image, column), for any number of images to be one matrix, and rows to be views.
+    Places are ordered (row, image, column), for all images of a piece to be one matrix, and its rows to be views.
     """
     groups, _, inputs, height, width = shape
     at_once = _rows_at_once(shape, stride)
     rows = size[0] + height - at_once
     taps = list(_taps((at_once, width), stride, padding, (rows, size[1]), x.shape[2:]))
-    pixels = x.reshape(len(x), groups, inputs, *x.shape[2:]).transpose(1, 2, 3, 0, 4)  # (G, C/G, H, B, W)
     for piece in _pieces(x, shape):
-        some = pixels[:, :, :, piece]
-        columns = array_module(x).zeros((groups, inputs, at_once * width, rows, some.shape[3], size[1]), x.dtype)
-        for n, (places, seen) in enumerate(taps):
-            columns[:, :, n, places[0], :, places[1]] = some[:, :, seen[0], :, seen[1]]
-        columns = columns.reshape(groups, inputs * at_once * width, rows, -1)
+        pixels = x[piece].transpose(1, 2, 0, 3)  # (C, H, B, W)
+        seen = _seen(pixels, taps, (rows, size[1])).reshape(groups, inputs * len(taps), rows, -1)
         starts = range(0, height, at_once)
-        yield (
-            piece,
-            [(slice(i, i + at_once), columns[:, :, i : i + size[0]].reshape(*columns.shape[:2], -1)) for i in starts],
-        )
+        columns = [seen[:, :, i : i + size[0]].reshape(*seen.shape[:2], -1) for i in starts]
+        yield piece, [(slice(i, i + at_once), matrix) for i, matrix in zip(starts, columns)]
+
+
+def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Pair) -> Array:
+    """The pixel of (C, H, B, W) on which each tap lies at each place, or 0: (C, taps, rows, B, columns)."""
+    if _is_view(taps, size):
+        ((_, (rows, columns)),) = taps
+        return pixels[:, rows, :, columns]
+    channels, _, images, _ = pixels.shape
+    seen = array_module(pixels).zeros((channels, len(taps), size[0], images, size[1]), pixels.dtype)
+    for n, (places, under) in enumerate(taps):
+        seen[:, n, places[0], :, places[1]] = pixels[:, under[0], :, under[1]]
+    return seen
+
+
+def _is_view(taps: list[tuple[Slices, Slices]], size: Pair) -> bool:
+    """Is it one tap, which lies on pixels everywhere, as that of a 1 × 1 kernel? It has them where they are."""
+    return [places for places, _ in taps] == [(slice(0, size[0]), slice(0, size[1]))]
 
 
 def _rows_at_once(shape: tuple[int, ...], stride: Pair) -> int:
@@ -192,24 +205,26 @@ def max_pool2d(x, kernel_size, stride=None, padding=0):
     """y[b, c, u, v] = max over ij of x[b, c, s u + i − p, t v + j − q], the pixels of the image only, as PyTorch's.
 
     x (B, C, H, W) → (B, C, ⌊(H + 2p − kh)/s⌋ + 1, ⌊(W + 2q − kw)/t⌋ + 1); ``stride`` is by default the kernel's size.
-    dy goes to the largest pixel, to the first where several are equal: its place in the window, one number, is kept.
-    Windows may overlap, so a pixel adds up what it gets. Raises ValueError where a kernel, stride or padding cannot be.
+    dy goes to the largest pixel, to the first where several are equal; where windows overlap, a pixel adds up what it
+    gets. Raises ValueError where a kernel, stride or padding cannot be.
 
     >>> max_pool2d(Tensor([[[[1.0, 3.0, 2.0, 0.0]]]]), (1, 2)).numpy()
     array([[[[3., 2.]]]], dtype=float32)
     """
-    xp, shape = array_module(x), x.shape
-    taps, y_shape = _pool("max_pool2d", shape, kernel_size, stride, padding)
+    xp = array_module(x)
+    taps, y_shape = _pool("max_pool2d", x.shape, kernel_size, stride, padding)
     y = xp.full(y_shape, -math.inf, x.dtype)
-    winner = xp.zeros(y_shape, xp.uint16)
-    for n, (places, seen) in enumerate(taps):
-        xp.copyto(winner[places], n, where=x[seen] > y[places])
+    for places, seen in taps:
         xp.maximum(y[places], x[seen], out=y[places])
 
     def pullback(dy):
-        dx = xp.zeros(shape, dy.dtype)
-        for n, (places, seen) in enumerate(taps):
-            dx[seen] += dy[places] * (winner[places] == n)
+        dx = xp.zeros(x.shape, dy.dtype)
+        waiting = xp.ones(y.shape, bool)  # windows whose largest pixel has not been found
+        for places, seen in taps:
+            found = x[seen] == y[places]
+            found &= waiting[places]
+            waiting[places] &= ~found
+            dx[seen] += dy[places] * found
         return dx
 
     return y, pullback

@@ -9,16 +9,18 @@ import pytest
 from minivit.data.shapes import shapes
 from minivit.models import create_model
 from minivit.training import load_checkpoint, read_log
+from tests.data.test_idx import write_set
 from tests.examples import check_picture, fails, run, succeeds
 
 PICTURES = ["curves.png", "ratios.png", "reconstructions.png"]
-SMALL = ("--train-images", 60, "--size", 16, "--batch-size", 20)
+SMALL = ("--dataset", "mnist", "--batch-size", 10)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A finished run on 60 small shapes: its folder, and what it printed."""
+    """A finished run on 30 grey images: its folder, and what it printed."""
     cwd = tmp_path_factory.mktemp("pretrained")
+    write_set(cwd / "data" / "mnist")
     code, out, err = run("pretrain_mae.py", *SMALL, "--epochs", 2, cwd=cwd)
     assert (code, err) == (0, "")
     return cwd / json.loads(out.splitlines()[-1])["run_dir"], out
@@ -44,19 +46,21 @@ def test_the_rate_goes_with_the_batch(pretrained):
     from pretrain_mae import RECIPES
 
     settings = load_checkpoint(pretrained[0] / "last.npz").meta["settings"]
-    assert settings["lr"] == pytest.approx(RECIPES["folder"].blr * 20 / 256)
+    assert settings["lr"] == pytest.approx(RECIPES["mnist"].blr * 10 / 256)
     assert all(group["betas"] == [0.9, 0.95] for group in settings["groups"])
     assert settings["objective"] == "Reconstruction(mask_ratio=0.75, mask_kind='random')"
 
 
-def test_another_mask_ratio_is_another_run_and_norm_pix_and_simmim_train_too(tmp_path, pretrained):
+def test_another_mask_ratio_is_another_run_and_norm_pix_and_simmim_train_too(pretrained):
     folder, _ = pretrained
-    line = fails("pretrain_mae.py", *SMALL, "--epochs", 2, "--mask-ratio", 0.5, "--resume", cwd=folder.parents[1])
+    cwd = folder.parents[1]
+    line = fails("pretrain_mae.py", *SMALL, "--epochs", 2, "--mask-ratio", 0.5, "--resume", cwd=cwd)
     assert re.search(r"objective was .Reconstruction\(mask_ratio=0.75.* and is .Reconstruction\(mask_ratio=0.5", line)
-    figures = succeeds("pretrain_mae.py", *SMALL, "--epochs", 1, "--norm-pix", "--crop", 1, "--no-flip", cwd=tmp_path)
-    assert figures["norm_pix"] and (tmp_path / figures["run_dir"] / "reconstructions.png").exists()
-    figures = succeeds("pretrain_mae.py", *SMALL, "--epochs", 1, "--model", "simmim_nano_patch4_32", cwd=tmp_path)
-    assert figures["model"] == "simmim_nano_patch4_32" and figures["test_loss"] > 0
+    options = ("--epochs", 1, "--norm-pix", "--crop", 1, "--mask-kind", "block", "--run-dir", "normed")
+    figures = succeeds("pretrain_mae.py", *SMALL, *options, cwd=cwd)
+    assert figures["norm_pix"] and (cwd / "normed" / "reconstructions.png").exists()
+    figures = succeeds("pretrain_mae.py", *SMALL, "--epochs", 1, "--model", "simmim_nano_patch4_28", cwd=cwd)
+    assert figures["model"] == "simmim_nano_patch4_28" and figures["test_loss"] > 0
 
 
 def test_pictures_show_what_was_hidden_and_say_what_was_put_in_again():
@@ -77,6 +81,6 @@ def test_pictures_show_what_was_hidden_and_say_what_was_put_in_again():
     assert any("raw" in title for title in titles) and any("true\nmean" in title for title in titles)
 
 
-def test_a_ratio_that_hides_nothing_gets_a_sentence(tmp_path):
-    line = fails("pretrain_mae.py", *SMALL, "--mask-ratio", 0, cwd=tmp_path)
+def test_a_ratio_that_hides_nothing_gets_a_sentence(pretrained):
+    line = fails("pretrain_mae.py", *SMALL, "--mask-ratio", 0, "--run-dir", "nothing", cwd=pretrained[0].parents[1])
     assert line == "pretrain_mae: mask_ratio must lie between 0 and 1, got 0.0"

@@ -1,4 +1,4 @@
-"""How exact are the gradients? Every op, every layer and two whole networks, each checked on many drawn cases.
+"""How exact are the gradients? Every op, every layer and whole networks, each checked on many drawn cases.
 
     python -m tests.gradients [--examples 40]
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from minivit import gradcheck, ops
-from tests.models import test_resnet, test_vit
+from tests.models import test_mae, test_resnet, test_vit
 from tests.nn import test_gradients as layers
 from tests.strategies import CASES, generators
 
@@ -33,6 +33,11 @@ def layer_error(kind: type, draw: Callable[[st.SearchStrategy], Any]) -> float:
 
 def vit_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
     return layers.check_gradients(*draw(test_vit.networks()))
+
+
+def mae_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
+    model, images, masking = draw(test_mae.autoencoders())
+    return layers.check_gradients(test_mae.Loss(model, images, **masking), images)
 
 
 def resnet_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
@@ -58,7 +63,7 @@ def main() -> None:
     examples = parser.parse_args().examples
     checks = {name: lambda draw, name=name: op_error(name, draw) for name in sorted(CASES)}
     checks |= {kind.__name__: lambda draw, kind=kind: layer_error(kind, draw) for kind in layers.CASES}
-    models = {"VisionTransformer": vit_error, "ResNet": resnet_error}
+    models = {"VisionTransformer": vit_error, "ResNet": resnet_error, "MaskedAutoencoderViT": mae_error}
     checks |= models
     worst = {}
     for name, check in tqdm(checks.items(), leave=False, disable=None):

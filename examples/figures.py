@@ -98,6 +98,32 @@ def draw_points(groups: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, ac
     save(figure, path)
 
 
+def draw_spreads(groups: dict[str, np.ndarray], path: Path, title: str, lines: dict[str, float] | None = None) -> None:
+    """A row for each group of values: small dots, their mean with its standard deviation, and the mean in figures.
+
+    The first group is what the others are compared with: a line goes through its mean. ``lines``: others, by name.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.3 * len(groups)), layout="constrained")
+    first = next(iter(groups))
+    for row, (name, values) in enumerate(groups.items()):
+        mean, sd = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+        colour = TRAIN if name == first else TEST
+        axes.scatter(values, np.full(len(values), row), s=9, color=colour, alpha=0.5, linewidths=0)
+        axes.errorbar(mean, row, xerr=sd, color=colour, marker="o", markersize=5, linewidth=1.4)
+        axes.annotate(f"{mean:.1f}", (1.02, row), xycoords=("axes fraction", "data"), va="center", color=colour)
+    axes.axvline(np.mean(groups[first]), color=TRAIN, linewidth=0.8, linestyle=":")
+    for name, value in (lines or {}).items():
+        axes.axvline(value, color=WRONG, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+            ha="center", color=WRONG, fontsize=8,
+        )  # fmt: skip
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlabel(title)
+    save(figure, path)
+
+
 def draw_predictions(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], path: Path, columns: int = 8
 ) -> None:
@@ -139,6 +165,34 @@ def draw_image_table(
     for panel, word in zip(panels[:, 0], rows or []):
         panel.set_ylabel(word, fontsize=7.5)
     figure.subplots_adjust(hspace=0.06, wspace=0.06)
+    save(figure, path)
+
+
+def draw_image_blocks(
+    rows: list[tuple[str, list[tuple[str, np.ndarray]]]], path: Path, across: int = 1, width: float = 9.0
+) -> None:
+    """For each row its name and its blocks, one beside the other: a title over images (n, C, H, W).
+
+    Bytes, or floats in [0, 1], cut off beyond. ``across``: so many rows stand side by side. ``width`` in inches.
+    """
+    tall = rows[0][1][0][1].shape[2] / rows[0][1][0][1].shape[3]
+    blocks = [[len(images) for _, images in row] for _, row in rows]
+    counts = [max(row[i] for row in blocks if len(row) > i) for i in range(max(map(len, blocks)))]
+    starts = np.cumsum([1.5] + [1.04 * count + 0.2 for count in counts])  # in sides of an image; names come before
+    lines, step = -(-len(rows) // across), tall + 0.3
+    size = np.array([across * starts[-1], lines * step])
+    figure, axes = plt.subplots(figsize=size * width / size[0])
+    for number, (name, row) in enumerate(rows):
+        left, top = number // lines * starts[-1], number % lines * step
+        axes.text(left + 1.4, top + tall / 2, name, ha="right", va="center", fontsize=8.5)
+        for start, (title, images) in zip(left + starts, row):
+            axes.text(start, top - 0.05, title, va="bottom", fontsize=7.5)
+            for i, picture in enumerate(map(as_picture, images)):
+                picture = picture if picture.dtype == np.uint8 else np.clip(picture, 0, 1)
+                x = start + 1.04 * i
+                axes.imshow(picture, extent=(x, x + 1, top + tall, top), interpolation="nearest")
+    bare(axes).set(xlim=(0, size[0]), ylim=(size[1], -0.3))
+    figure.subplots_adjust(0, 0, 1, 1)
     save(figure, path)
 
 

@@ -16,27 +16,24 @@ JSON object.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import trial
 from claims import Claim, compare, plus_minus, tell
-from sweep import Figures, Job, by_variant, spread, sweep
-from train_vit import RECIPES, load_data
+from running import sentences
+from sweep import GOES_ON, Figures, Job, by_variant, spread, sweep
+from trial import images_of, load_images, made_for, settle_trial, trial_options
 
 from minivit.analysis import attention_maps
 from minivit.analysis.heads import measure_heads
 from minivit.data import Dataset, Loader
-from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.diversity import PENALTIES, HeadPenalties
 from minivit.models import VisionTransformer, create_model
 from minivit.objective import Classification
-from minivit.optim import AdamW, weight_decay_groups
-from minivit.random import generator
-from minivit.training import FitResult, Interrupted, TrainConfig, choose_layout, fit
+from minivit.training import FitResult, TrainConfig
 
 MODEL = "vit_nano_patch4_32"
 # All tokens of all layers count, as the head of the network reads their mean. Many heads, so that they can be alike.
@@ -58,13 +55,13 @@ MARKERS = "ososD^vP"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = common_options(__doc__.partition("\n")[0], epochs=4, seeds=3)
+    parser = common_options(__doc__.partition("\n")[0], epochs=4)
     parser.add_argument("--penalty", type=float, default=0.1, help="weight of each penalty in the loss")
     parser.add_argument(
         "--include-diagonal", action=argparse.BooleanOptionalAction, default=True,
         help="count each head as a pair with itself, as the paper does, which penalises sharp maps too",
     )  # fmt: skip
-    return settled(parser.parse_args(arguments), "heads")
+    return settle_trial(parser.parse_args(arguments), "heads", at_least=SHOWN + 1)
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -103,8 +100,7 @@ def run(job: Job) -> Figures:
     penalties = None
     if job["variant"] in PENALTIES:
         penalties = HeadPenalties({job["variant"]: job["penalty"]}, include_diagonal=job["include_diagonal"])
-    with TemporaryDirectory() as folder:
-        trained = train(job, Path(folder), penalties, **KINDS.get(job["variant"], {}))
+    trained = train(job, None, penalties, **KINDS.get(job["variant"], {}))
     images = trained.test_set.subset(range(min(MEASURED, len(trained.test_set))))
     measured = measure_heads(trained.model, Loader(images, 100, shuffle=False), progress=False)
     layers = {name: np.concatenate([np.atleast_1d(x) for x in layer]) for name, layer in measured._asdict().items()}
@@ -125,38 +121,19 @@ def central_rows(model: VisionTransformer, image: np.ndarray) -> np.ndarray:
 # --- also used by prune_heads.py ---------------------------------------------------------------------------------
 
 
-def common_options(description: str, epochs: int, seeds: int) -> argparse.ArgumentParser:
+def common_options(description: str, epochs: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    add = parser.add_argument
-    add("--dataset", default="shapes", help="shapes, mnist, fashion_mnist, cifar10, cifar100 or folder:PATH")
-    add("--data-dir", default="data", help="where the files of public data sets are, or are downloaded to")
-    add("--size", type=int, help="pixels a side, for shapes (default 24) and folders (default 32)")
-    add("--patch-size", type=int, default=4, help="pixels a side of a patch")
-    add("--train-images", type=int, default=10_000, help="use at most so many training images")
-    add("--test-images", type=int, default=2_000, help="use at most so many test images")
-    add("--epochs", type=int, default=epochs, help="passes over the training images")
-    add("--seeds", type=int, default=seeds, help="how many trainings of each kind")
-    add("--run-dir", type=Path, help="folder of the figures (default: runs/<example>-<data set>)")
+    trial_options(parser, size="default 24, and 32")
+    parser.add_argument("--patch-size", type=int, default=4, help="pixels a side of a patch")
+    parser.add_argument("--epochs", type=int, default=epochs, help="passes over the training images")
     return parser
-
-
-def settled(args: argparse.Namespace, example: str) -> argparse.Namespace:
-    """The arguments with their defaults filled in. Raises ValueError for those that cannot be."""
-    kind, _, path = args.dataset.partition(":")
-    if args.seeds < 2:
-        raise ValueError(f"--seeds must be at least 2, as one alone has no spread; got {args.seeds}")
-    if args.test_images < SHOWN + 1:
-        raise ValueError(f"--test-images must be at least {SHOWN + 1}, got {args.test_images}")
-    if args.size is None and kind == "shapes":
-        args.size = 24
-    args.run_dir = args.run_dir or Path("runs") / f"{example}-{Path(path).name if path else kind}"
-    return args
 
 
 def begin(args: argparse.Namespace) -> tuple[Job, Dataset]:
     """What all jobs have in common, after a look at the data: downloads and wrong arguments come before the runs."""
-    names = ("dataset", "data_dir", "size", "patch_size", "train_images", "test_images", "epochs")
-    job = {name: getattr(args, name) for name in names}
+    if args.size is None and args.dataset == "shapes":
+        args.size = 24
+    job = images_of(args) | {"patch_size": args.patch_size, "epochs": args.epochs}
     train_set, test_set = load_images(job)
     model = create_model(MODEL, **model_options(job | {"seed": 0}, train_set))
     TrainConfig(args.run_dir, args.epochs)
@@ -166,17 +143,8 @@ def begin(args: argparse.Namespace) -> tuple[Job, Dataset]:
     return job | {"train_images": len(train_set)}, test_set
 
 
-def load_images(job: Job) -> tuple[Dataset, Dataset]:
-    """The same images for all seeds."""
-    train_set, test_set = load_data(argparse.Namespace(**job | {"seed": 0}))
-    chosen = generator(0, "test images").permutation(len(test_set))[: job["test_images"]]
-    return train_set, test_set.subset(np.sort(chosen))
-
-
 def model_options(job: Job, data: Dataset) -> dict[str, Any]:
-    channels, *size = data.images.shape[1:]
-    own = {"img_size": size, "patch_size": job["patch_size"], "in_chans": channels, "num_classes": len(data.classes)}
-    return SHAPE | own | {"seed": job["seed"]}
+    return SHAPE | made_for(data) | {"patch_size": job["patch_size"], "seed": job["seed"]}
 
 
 class Trained(NamedTuple):
@@ -186,27 +154,14 @@ class Trained(NamedTuple):
     result: FitResult
 
 
-def train(job: Job, folder: Path, penalties: HeadPenalties | None = None, **options: Any) -> Trained:
+def train(job: Job, folder: Path | None = None, penalties: HeadPenalties | None = None, **options: Any) -> Trained:
     """A small network, trained on one core; ``options`` are arguments of ``VisionTransformer``."""
     train_set, test_set = load_images(job)
-    recipe = RECIPES[job["dataset"].partition(":")[0]]
     options = model_options(job, train_set) | options
     model = create_model(MODEL, **options)
-    augment = [RandomCrop(recipe.crop)] if recipe.crop else []
-    augment += [RandomHorizontalFlip()] if recipe.flip else []
-    result = fit(
-        model,
-        AdamW(weight_decay_groups(model, 0.05), lr=recipe.lr),
-        Loader(train_set, recipe.batch_size, job["seed"], augment=augment),
-        Loader(test_set, 250, shuffle=False),
-        TrainConfig(
-            folder, job["epochs"], recipe.lr, warmup_epochs=0.1 * job["epochs"], clip=1.0, seed=job["seed"],
-            save_epochs=job["epochs"], progress=False,
-        ),
-        Classification(penalties=penalties),
-        overwrite=True,
+    result = trial.train(
+        model, train_set, test_set, job, Classification(penalties=penalties), folder=folder,
         meta={"model": MODEL, "arguments": options},
-        layout=choose_layout(model, train_set.normalise(train_set.images[:1]), recipe.batch_size, workers=1),
     )  # fmt: skip
     return Trained(model, train_set, test_set, result)
 
@@ -310,9 +265,5 @@ def draw_maps(figures: Any, image: np.ndarray, maps: list[np.ndarray], patch: in
 
 
 if __name__ == "__main__":
-    try:
+    with sentences("heads", GOES_ON):
         print(json.dumps(main()))
-    except (KeyboardInterrupt, Interrupted):
-        sys.exit("heads: stopped; the same command goes on with the runs that are missing")
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f"heads: {error}")

@@ -22,14 +22,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from claims import Claim, compare, plus_minus, tell
 from pretrain_mae import RECIPES, augmentations
-from running import data_options, recipe_of, sentences, short_name
+from running import crop_and_flip, data_options, recipe_of, sentences, short_name
 from sweep import Figures, Job, by_variant, sweep
 from train_vit import RECIPES as SUPERVISED
 from train_vit import load_data
 from transfer import as_pretrained_on, build, few_labels, read_pretrained, take_encoder
 
 from minivit.data import Dataset, Loader
-from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.models import create_model, list_models
 from minivit.models.mae import MaskedAutoencoderViT
 from minivit.objective import Classification, Reconstruction
@@ -150,15 +149,13 @@ def learn(job: Job, train_set: Dataset, test_set: Dataset) -> Figures:
     if job["part"] == "pretrained":
         take_encoder(model, pretrained)
     recipe = recipe_of(job["dataset"], SUPERVISED)
-    augment = [RandomCrop(recipe.crop)] if recipe.crop else []
-    augment += [RandomHorizontalFlip()] if recipe.flip else []
     looks = max(1, min(LOOKS * job["visits"] // 60, 20))
     visited = labelled.subset(np.tile(np.arange(len(labelled)), round(job["visits"] / looks)))
     with TemporaryDirectory() as folder:
         result = fit(
             model,
             AdamW(layer_decay_groups(model, 0.05, job["layer_decay"]), lr=job["lr"]),
-            Loader(visited, 50, job["seed"], augment=augment),
+            Loader(visited, 50, job["seed"], augment=crop_and_flip(recipe)),
             Loader(test_set, 250, shuffle=False),
             TrainConfig(
                 folder, looks, job["lr"], warmup_epochs=0.1 * looks, clip=1.0, seed=job["seed"], save_epochs=looks,

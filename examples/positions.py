@@ -19,17 +19,17 @@ Ctrl-C ends it, and the same command goes on with the runs that are missing. The
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from claims import Claim, compare, plus_minus, tell
-from sweep import Figures, Job, by_variant, spread, sweep
-from train_vit import RECIPES, Recipe, load_data
+from running import crop_and_flip, recipe_of, sentences, short_name
+from sweep import GOES_ON, Figures, Job, by_variant, spread, sweep
+from train_vit import RECIPES as TRAINING
+from train_vit import Recipe, load_data
 
 from minivit.data import Dataset, Loader
-from minivit.data.augment import RandomCrop, RandomHorizontalFlip
 from minivit.data.places import places
 from minivit.models import VisionTransformer
 from minivit.models.vit import POSITIONS
@@ -40,7 +40,7 @@ from minivit.optim import AdamW, warmup_cosine, weight_decay_groups
 from minivit.random import generator
 from minivit.training import choose_layout, predict, train_step
 
-PLACES = Recipe("", epochs=5, lr=4e-3, batch_size=50)
+RECIPES = TRAINING | {"places": Recipe("", epochs=5, lr=4e-3, batch_size=50)}
 # The head reads the mean of all patches. A class token would have no place of its own in most of these embeddings.
 NETWORK = {
     "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "global_pool": "avg", "class_token": False,
@@ -65,17 +65,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="how many trainings of each kind")
     add("--run-dir", type=Path, help="folder of the figures (default: runs/positions-<data set>)")
     args = parser.parse_args(arguments)
-    kind, _, path = args.dataset.partition(":")
     args.positions = args.positions.split(",")
     if unknown := [name for name in args.positions if name not in POSITIONS]:
         raise ValueError(f"--positions must be some of {','.join(POSITIONS)}, got {','.join(unknown)}")
     for name in ("seeds", "train_images", "test_images"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    args.epochs = recipe_of(args.dataset).epochs if args.epochs is None else args.epochs
+    args.epochs = recipe_of(args.dataset, RECIPES).epochs if args.epochs is None else args.epochs
     if args.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {args.epochs}")
-    args.run_dir = args.run_dir or Path("runs") / f"positions-{Path(path).name if path else kind}"
+    args.run_dir = args.run_dir or Path("runs") / f"positions-{short_name(args.dataset)}"
     return args
 
 
@@ -182,10 +181,8 @@ def make_model(job: Job, data: Dataset) -> VisionTransformer:
 
 
 def train(model: VisionTransformer, data: Dataset, job: Job) -> None:
-    recipe = recipe_of(job["dataset"])
-    augment = [RandomCrop(recipe.crop)] if recipe.crop else []
-    augment += [RandomHorizontalFlip()] if recipe.flip else []
-    loader = Loader(data, recipe.batch_size, job["seed"], augment=augment)
+    recipe = recipe_of(job["dataset"], RECIPES)
+    loader = Loader(data, recipe.batch_size, job["seed"], augment=crop_and_flip(recipe))
     optimizer = AdamW(weight_decay_groups(model, 0.05), lr=recipe.lr)
     layout = choose_layout(model, data.normalise(data.images[:1]), recipe.batch_size, workers=1)
     steps = job["epochs"] * len(loader)
@@ -193,10 +190,6 @@ def train(model: VisionTransformer, data: Dataset, job: Job) -> None:
     for step, batch in enumerate(batches):
         optimizer.lr = warmup_cosine(step, steps, steps // 10, recipe.lr)
         train_step(model, Classification(), batch, optimizer, job["seed"], step, layout, max_norm=1.0)
-
-
-def recipe_of(dataset: str) -> Recipe:
-    return PLACES if dataset == "places" else RECIPES.get(dataset.partition(":")[0], RECIPES["folder"])
 
 
 def correct(model: VisionTransformer, data: Dataset) -> np.ndarray:
@@ -328,9 +321,5 @@ def tables_of(table: Table, grid: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    try:
+    with sentences("positions", GOES_ON):
         print(json.dumps(main()))
-    except KeyboardInterrupt:
-        sys.exit("positions: stopped; the same command goes on with the runs that are missing")
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f"positions: {error}")

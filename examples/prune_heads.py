@@ -16,15 +16,16 @@ Ctrl-C ends it, and the same command goes on with the runs that are missing. The
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from claims import Claim, compare, plus_minus, tell
-from heads import MODEL, SHAPE, begin, common_options, load_images, model_options, settled, train
-from sweep import Figures, Job, spread, sweep
+from heads import MODEL, SHAPE, begin, common_options, model_options, train
+from running import sentences
+from sweep import GOES_ON, Figures, Job, spread, sweep
+from trial import load_images, settle_trial
 
 from minivit.analysis.head_importance import gated, head_importance, leave_one_out
 from minivit.data import Dataset, Loader
@@ -33,8 +34,6 @@ from minivit.models.pruning import head_arguments, lowest_heads, prune_heads
 from minivit.nn import Module
 from minivit.random import generator
 from minivit.training import (
-    CheckpointError,
-    Interrupted,
     choose_layout,
     evaluate,
     load_checkpoint,
@@ -54,10 +53,10 @@ SAME = 1e-4  # difference of logits, which are of order 1 to 10, in float32
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = common_options(__doc__.partition("\n")[0], epochs=5, seeds=3)
+    parser = common_options(__doc__.partition("\n")[0], epochs=5)
     parser.add_argument("--draws", type=int, default=5, help="how often heads are removed by chance, of each seed")
     parser.add_argument("--rounds", type=int, default=15, help="how often the speed of each size is measured")
-    args = settled(parser.parse_args(arguments), "prune_heads")
+    args = settle_trial(parser.parse_args(arguments), "prune_heads")
     for name in ("draws", "rounds"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -269,9 +268,5 @@ def draw_pruning(figures: Any, accuracy: dict[str, np.ndarray], speedup: np.ndar
 
 
 if __name__ == "__main__":
-    try:
+    with sentences("prune_heads", GOES_ON):
         print(json.dumps(main()))
-    except (KeyboardInterrupt, Interrupted):
-        sys.exit("prune_heads: stopped; the same command goes on with the runs that are missing")
-    except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f"prune_heads: {error}")

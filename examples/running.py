@@ -14,14 +14,16 @@ from minivit.data.augment import RandomCrop, RandomHorizontalFlip, augmentations
 from minivit.training import CheckpointError, Interrupted, NonFiniteLoss, Ranks, connect
 
 
-def data_options(parser: ArgumentParser, size: str = "default 32", required: bool = False) -> None:
+def data_options(
+    parser: ArgumentParser, size: str = "default 32", train_images: int | None = None, required: bool = False
+) -> None:
     """Which images; ``size`` says which side they have where none is given."""
     add = parser.add_argument
     default = {"required": True} if required else {"default": "shapes"}
     add("--dataset", **default, help="shapes, mnist, fashion_mnist, cifar10, cifar100 or folder:PATH")
     add("--data-dir", default="data", help="where the files of public data sets are, or are downloaded to")
     add("--size", "--img-size", type=int, help=f"pixels a side, for shapes and folders ({size})")
-    add("--train-images", type=int, help="use only so many training images")
+    add("--train-images", type=int, default=train_images, help="use at most so many training images")
 
 
 def machine_options(parser: ArgumentParser) -> None:
@@ -45,9 +47,13 @@ def augmentation_options(parser: ArgumentParser) -> None:
 def augmented(args: Namespace) -> dict[str, Any]:
     """The arguments of a ``Loader`` for the options of ``augmentation_options``."""
     more = augmentations(args.augment)
-    crop = [RandomCrop(args.crop)] if args.crop else []
-    flip = [RandomHorizontalFlip()] if args.flip else []
-    return more | {"augment": crop + flip + more["augment"]}
+    return more | {"augment": crop_and_flip(args) + more["augment"]}
+
+
+def crop_and_flip(chosen: Any) -> list:
+    """The augmentations for ``chosen.crop``, pixels, and ``chosen.flip``, of a command line or of a recipe."""
+    crop = [RandomCrop(chosen.crop)] if chosen.crop else []
+    return crop + ([RandomHorizontalFlip()] if chosen.flip else [])
 
 
 def run_options(parser: ArgumentParser, run_dir: str) -> None:
@@ -98,12 +104,15 @@ def on_all_ranks(program: str, run: Callable[[Ranks], dict]) -> None:
 
 
 @contextmanager
-def sentences(program: str) -> Iterator[None]:
-    """Inside, what goes wrong for reasons that the user can change ends the program with one line, and no traceback."""
+def sentences(program: str, stopped: str = "stopped at once; what was saved before is as it was") -> Iterator[None]:
+    """Inside, what goes wrong for reasons that the user can change ends the program with one line, and no traceback.
+
+    ``stopped`` is said after Ctrl-C.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(f"{program}: stopped at once; what was saved before is as it was")
+    except (KeyboardInterrupt, Interrupted):
+        sys.exit(f"{program}: {stopped}")
     except MemoryError as error:
         sys.exit(f"{program}: the memory is full ({error}); a smaller --micro-batch, or --recompute, needs less")
     except (CheckpointError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@ from minivit.backend import reuse_freed_memory
 from minivit.training import Interrupted, available_cores
 from minivit.training.files import replacing
 
+GOES_ON = "stopped; the same command goes on with the runs that are missing"  # said after Ctrl-C
 Job = dict  # of plain values: what a run depends on
 Figures = dict  # of numbers: what came out
 

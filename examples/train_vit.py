@@ -59,6 +59,7 @@ class Recipe(NamedTuple):
     flip: bool = False
 
 
+CLASSIFIERS = list_models(VisionTransformer) + list_models(ResNet)
 RECIPES = {
     "shapes": Recipe("vit_nano_patch8_32", 3, 2e-3),
     "mnist": Recipe("vit_nano_patch7_28", 7, 3e-3, crop=1),
@@ -73,8 +74,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     data_options(parser)
-    names = ", ".join(list_models(VisionTransformer) + list_models(ResNet))
-    add("--model", help=f"one of {names} (default: by data set)")
+    add("--model", help=f"one of {', '.join(CLASSIFIERS)} (default: by data set)")
     add("--pos-embed", choices=POSITIONS, metavar="NAME", help=f"one of {', '.join(POSITIONS)}")
     add("--attn-layer", choices=ATTENTION, help="the kind of attention")
     add("--embed-layer", choices=EMBEDDINGS, help="the kind of patches")
@@ -114,6 +114,8 @@ def train(args: argparse.Namespace, ranks: Ranks) -> dict:
     if args.device == "cuda" and ranks.size > 1:
         args.device = f"cuda:{ranks.place}"  # one for each rank of this machine
     create_model(args.model, weight_init="skip").to(args.device)  # a wrong name, or no GPU: say so before the download
+    if args.model not in CLASSIFIERS:
+        raise ValueError(f"--model must be a Vision Transformer or a ResNet with one head, got {args.model}")
     train_set, test_set = load_data(args)
     channels, *size = train_set.images.shape[1:]
     options = {

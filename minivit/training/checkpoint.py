@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import minivit
-from minivit.models import VisionTransformer, create_model
+from minivit.models import create_model
 from minivit.nn import Module
 from minivit.optim import EMA, Optimizer
 from minivit.training.files import replacing
@@ -149,7 +149,7 @@ def restore(
             raise CheckpointError(f"{checkpoint.path} does not fit this {section}: {error}") from error
 
 
-def load_model(path: str | Path) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_model(path: str | Path) -> tuple[Module, dict[str, Any]]:
     """The network of a run's checkpoint, built and with its weights, in evaluation mode; and the description.
 
     The description needs ``model``, a name that ``create_model`` knows, and ``arguments``, as ``fit`` saves them when

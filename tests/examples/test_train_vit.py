@@ -301,3 +301,8 @@ def test_a_cnn_is_trained_by_the_same_program(tmp_path):
     folder = tmp_path / figures["run_dir"]
     assert figures["model"] == "resnet8"
     assert sorted(path.name for path in folder.glob("*.png")) == ["curves.png", "predictions.png"]
+
+
+def test_a_network_that_does_not_answer_with_one_head_gets_a_sentence(tmp_path):
+    line = fails("train_vit.py", "--model", "mae_nano_patch4_32", cwd=tmp_path)
+    assert line == "train_vit: --model must be a Vision Transformer or a ResNet with one head, got mae_nano_patch4_32"

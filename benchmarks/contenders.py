@@ -20,8 +20,9 @@ from measuring import memory, run_child, seconds_of
 
 from minivit.backend import reuse_freed_memory
 from minivit.data import Batch
-from minivit.models import VisionTransformer, create_model
+from minivit.models import ResNet, VisionTransformer, create_model, list_models
 from minivit.nn import summary
+from minivit.nn.patch_embed import pair
 from minivit.objective import Classification
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
@@ -44,21 +45,27 @@ class Job:
     same_allocator: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
-    def create_model(self, **overrides: Any) -> VisionTransformer:
+    def create_model(self, **overrides: Any) -> VisionTransformer | ResNet:
         return create_model(self.model, **self.options | overrides)
 
     def make_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Random images and labels that fit the model: what is in them does not change the time."""
-        embed = self.create_model(weight_init="skip").patch_embed
         rng = generator(0, "benchmark", self.model)
-        shape = (self.batch, embed.in_chans, *embed.img_size)
+        shape = (self.batch, *image_shape(self.create_model(weight_init="skip")))
         return rng.standard_normal(shape, np.float32), rng.integers(10, size=self.batch)
+
+
+def image_shape(model: VisionTransformer | ResNet) -> tuple[int, int, int]:
+    """(C, H, W) of what the network is made for."""
+    if isinstance(model, ResNet):
+        return model.conv1.weight.shape[1], *pair(model.img_size)
+    return model.patch_embed.in_chans, *model.patch_embed.img_size
 
 
 class Minivit:
     """``training``: forward, backward and AdamW on a batch; ``inference``: its logits. Both inside ``with layout``."""
 
-    def __init__(self, model: VisionTransformer, layout: Layout):
+    def __init__(self, model: VisionTransformer | ResNet, layout: Layout):
         self.model, self.layout = model, layout
         self.optimizer = AdamW(weight_decay_groups(model, weight_decay=0.05), lr=1e-3)
 
@@ -72,7 +79,7 @@ class Minivit:
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Of the last step, by parameter name."""
-        return {name: p.grad for name, p in self.model.named_parameters()}
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
 
 
 def make_contender(job: Job, ranks: Ranks | None = None) -> Any:
@@ -80,7 +87,7 @@ def make_contender(job: Job, ranks: Ranks | None = None) -> Any:
     model = job.create_model()
     if job.contender == "minivit":
         reuse_freed_memory()  # as the training examples do
-        image = np.zeros((1, model.patch_embed.in_chans, *model.patch_embed.img_size), np.float32)
+        image = np.zeros((1, *image_shape(model)), np.float32)
         return Minivit(model, choose_layout(model, image, job.batch, job.workers, job.micro_batch, ranks))
     from torch_vit import TorchContender  # here, so that minivit's memory can be measured without PyTorch
 
@@ -148,14 +155,19 @@ def flops_per_image(job: Job, whole: bool = True) -> int:
     product of forward has two in backward, one for each factor; but the images need no gradient.
     """
 
-    def count(depth: int) -> int:
-        pool = {"global_pool": "avg"} if whole else {}  # a head that reads all tokens
-        model = job.create_model(depth=depth, weight_init="skip", **pool)
-        image = np.zeros((1, model.patch_embed.in_chans, *model.patch_embed.img_size), np.float32)
-        flops = {layer.name: layer.flops for layer in summary(model, image)}
-        return flops[""] if job.mode == "inference" else 3 * flops[""] - flops["patch_embed"]
+    def count(**options: Any) -> int:
+        model = job.create_model(weight_init="skip", **options)
+        flops = {layer.name: layer.flops for layer in summary(model, np.zeros((1, *image_shape(model)), np.float32))}
+        first = "conv1" if isinstance(model, ResNet) else "patch_embed"
+        return flops[""] if job.mode == "inference" else 3 * flops[""] - flops[first]
 
-    one, two = count(1), count(2)  # further blocks add the same again: so a large network need not run to be counted
+    if job.model in list_models(ResNet):
+        return count()
+    pool = {"global_pool": "avg"} if whole else {}  # a head that reads all tokens
+    one, two = (
+        count(depth=1, **pool),
+        count(depth=2, **pool),
+    )  # further blocks add the same again: so a large network need not run to be counted
     return one + (len(job.create_model(weight_init="skip").blocks) - 1) * (two - one)
 
 

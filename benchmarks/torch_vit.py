@@ -1,11 +1,12 @@
-"""The same Vision Transformer in PyTorch, with the same parameter names, for minivit to be compared with."""
+"""The same network in PyTorch, with the same parameter names, for minivit to be compared with."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_resnet import TorchResNet
 
-from minivit.models import VisionTransformer
+from minivit.models import ResNet, VisionTransformer
 from minivit.optim import weight_decay_groups
 from minivit.training import available_cores
 
@@ -51,24 +52,26 @@ class TorchBlock(nn.Module):
 class TorchContender:
     """What ``contenders.Minivit`` does, ``micro_batch`` images at a time, on all cores that this process may use."""
 
-    def __init__(self, model: VisionTransformer, micro_batch: int, compiled: bool = False):
+    def __init__(self, model: VisionTransformer | ResNet, micro_batch: int, compiled: bool = False):
         torch.set_num_threads(available_cores())
-        self.model = TorchViT(model)
+        self.model = TorchResNet(model) if isinstance(model, ResNet) else TorchViT(model)
         self.micro_batch = micro_batch
         own = dict(self.model.named_parameters())
         groups = weight_decay_groups(model, weight_decay=0.05)
-        groups = [group | {"params": [own[name] for name, _ in group["params"]]} for group in groups]
+        groups = [group | {"params": [own[name] for name, _ in group["params"] if name in own]} for group in groups]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3)
         self.forward = torch.compile(self.model) if compiled else self.model
 
     def training(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.optimizer.zero_grad()
+        self.model.train()
         x, y = torch.from_numpy(images), torch.from_numpy(labels)
         for x_piece, y_piece in zip(x.split(self.micro_batch), y.split(self.micro_batch)):
             (F.cross_entropy(self.forward(x_piece), y_piece) * (len(y_piece) / len(y))).backward()
         self.optimizer.step()
 
     def inference(self, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        self.model.eval()
         with torch.inference_mode():
             pieces = torch.from_numpy(images).split(self.micro_batch)
             return torch.cat([self.forward(piece) for piece in pieces]).numpy()

@@ -1,6 +1,7 @@
-"""A training step, and inference, of Vision Transformers: minivit against the same network in PyTorch, on this CPU.
+"""A training step, and inference, of a network: minivit against the same network in PyTorch, on this CPU.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py                     # three Vision Transformers
+    python benchmarks/train_step.py --model resnet20    # a residual network
 
 A training step is forward, backward and AdamW on a whole batch; inference is forward alone. minivit cuts the batch as
 ``choose_layout`` finds for this machine; PyTorch has a thread for every core and takes the batch whole. They get the
@@ -30,12 +31,13 @@ import numpy as np
 from contenders import MODES, Job, compare, flops_per_image, make_contender, measure_alone, taking_part
 from measuring import Task, positive, quartiles, take_turns, use_cores
 
-from minivit.models import VisionTransformer, list_models
+from minivit.models import VisionTransformer, list_models, resnet
 from minivit.random import generator
 from minivit.training import Layout
 
 BATCHES = {"vit_tiny_patch16_224": 64, "vit_small_patch16_224": 16, "vit_cifar_patch4_32": 128}
 QUICK = {"vit_nano_patch7_28": 4}
+RESNETS = [name for name, options in resnet.CONFIGURATIONS.items() if options.get("shortcut") == "A"]  # as torch_resnet
 SIDE, PRODUCTS = 1024, 8  # matrices, and how many products a core in a turn: about a quarter of a second
 
 
@@ -128,7 +130,7 @@ def show(row: dict) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add, known = parser.add_argument, list_models(VisionTransformer)
+    add, known = parser.add_argument, list_models(VisionTransformer) + RESNETS
     add("--model", action="append", choices=known, metavar="NAME", help=f"default: {', '.join(BATCHES)}")
     add("--mode", action="append", choices=MODES, help="default: both")
     add("--batch", type=positive, help="images a step (default: 64, vit_small 16, vit_cifar 128)")

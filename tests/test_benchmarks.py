@@ -168,11 +168,16 @@ def test_a_child_that_fails_is_told_of(module):
 
 
 @needs_torch
-def test_train_step_refuses_to_time_a_different_network(module, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "micro_batch", "changed", "other"),
+    [("vit_nano_patch7_28", 1, "gelu", "relu"), ("resnet8", None, "relu", "gelu")],
+)
+def test_train_step_refuses_to_time_a_different_network(module, monkeypatch, model, micro_batch, changed, other):
     contenders = module("contenders")
-    job = contenders.Job("vit_nano_patch7_28", 4, workers=2, micro_batch=1)
+    job = contenders.Job(model, 4, workers=2, micro_batch=micro_batch)
     assert contenders.compare(job)["gradients_difference"] < 1e-4
-    monkeypatch.setattr(module("torch_vit").F, "gelu", module("torch_vit").F.relu)
+    functions = module("torch_vit").F
+    monkeypatch.setattr(functions, changed, getattr(functions, other))
     with pytest.raises(SystemExit, match="minivit and PyTorch differ"):
         contenders.compare(job)
 
@@ -223,6 +228,16 @@ def test_flops_are_counted_as_by_summary(module):
     tokens, width, depth = 17, 64, 4  # all tokens through all blocks: 12 D² weights a token, Q Kᵀ and A V
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     assert contenders.flops_per_image(job) == depth * block + 2 * 16 * 49 * width + 2 * width * 10
+
+
+def test_flops_of_a_residual_network_by_hand(module):
+    contenders = module("contenders")
+    job = contenders.Job("resnet8", 1, mode="inference")
+    first, stage_1 = 3 * 16 * 9 * 32**2, 2 * 16 * 16 * 9 * 32**2
+    stage_2, stage_3 = (16 * 32 + 32 * 32) * 9 * 16**2, (32 * 64 + 64 * 64) * 9 * 8**2
+    whole = 2 * (first + stage_1 + stage_2 + stage_3 + 64 * 10)
+    assert contenders.flops_per_image(job) == whole
+    assert contenders.flops_per_image(replace(job, mode="training"), whole=False) == 3 * whole - 2 * first
 
 
 def test_all_reduce_by_hand(module):

@@ -53,6 +53,8 @@ class Classification(Objective):
     - ``label_smoothing``: the share of each target that is spread evenly over all classes, in [0, 1]
     - ``penalties``: what is added for attention heads that are alike; see ``minivit/diversity.py``
 
+    Raises TypeError for a model that gives two logits.
+
     >>> import numpy as np
     >>> from minivit.nn import Linear
     >>> model = Linear(2, 4)
@@ -68,6 +70,11 @@ class Classification(Objective):
     def __call__(self, model: Module, images: Array, labels: Array) -> tuple[Tensor, Tensor]:
         with self.penalties.reading(model) if self.penalties else nullcontext() as read:
             logits = model(images)
+        if isinstance(logits, tuple):
+            raise TypeError(
+                f"{type(model).__name__} gives two logits while training, one for the labels and one for a teacher: "
+                "SoftDistillation and HardDistillation train it, Classification does not"
+            )
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return (loss + read.total() if self.penalties else loss), logits
 

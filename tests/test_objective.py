@@ -7,7 +7,7 @@ import pytest
 
 from minivit import no_grad, ops
 from minivit.diversity import HeadPenalties
-from minivit.models import VisionTransformer
+from minivit.models import VisionTransformer, create_model
 from minivit.nn import Module
 from minivit.objective import Classification, Objective, Reconstruction
 from minivit.random import generator, sampling
@@ -91,3 +91,12 @@ def test_what_test_images_are_measured_by():
 def test_the_base_says_what_it_lacks():
     with pytest.raises(NotImplementedError, match=r"Objective has no __call__\(\)"):
         Objective()(network(), IMAGES, LABELS)
+
+
+def test_a_network_with_two_heads_gets_a_sentence_while_it_trains():
+    model = create_model("deit_nano_distilled_patch7_28", img_size=14)
+    images = np.zeros((2, 1, 14, 14), np.float32)
+    with pytest.raises(TypeError, match=r"VisionTransformerDistilled gives two logits .* SoftDistillation"):
+        Classification()(model, images, LABELS[:2])
+    loss, logits = Classification()(model.eval(), images, LABELS[:2])
+    assert np.isfinite(loss.item()) and logits.shape == (2, 10)

@@ -22,8 +22,8 @@ from minivit.backend import reuse_freed_memory
 from minivit.data import Batch
 from minivit.models import ResNet, VisionTransformer, create_model, list_models
 from minivit.nn import summary
-from minivit.nn.patch_embed import pair
 from minivit.objective import Classification
+from minivit.ops.shape import pair
 from minivit.optim import AdamW, weight_decay_groups
 from minivit.random import generator
 from minivit.training import Layout, Ranks, choose_layout, predict, train_step

@@ -16,7 +16,7 @@ from minivit.data import Dataset
 from minivit.models import MaskedAutoencoderViT, SimMIM, VisionTransformer, create_model, list_models
 from minivit.models.mae import encoder_state
 from minivit.models.registry import MODELS
-from minivit.nn.patch_embed import pair
+from minivit.ops.shape import pair
 from minivit.random import generator
 from minivit.training import CheckpointError, load_checkpoint
 

@@ -27,7 +27,7 @@ from minivit.backend import Array, array_module
 from minivit.models.masking import draw_masking, masked_mean
 from minivit.nn import Block, LayerNorm, Linear, Module, PatchEmbed, absolute_table, checkpoint, init, prepend_tokens
 from minivit.nn.module import as_tensor
-from minivit.nn.patch_embed import Size
+from minivit.ops.shape import Size
 
 
 class MaskedAutoencoderViT(Module):

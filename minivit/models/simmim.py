@@ -22,7 +22,7 @@ from minivit.models.masking import draw_masking, masked_mean
 from minivit.models.vit import VisionTransformer
 from minivit.nn import Linear, init
 from minivit.nn.module import as_tensor
-from minivit.nn.patch_embed import Size
+from minivit.ops.shape import Size
 
 
 class SimMIM(VisionTransformer):

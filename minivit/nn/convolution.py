@@ -6,7 +6,7 @@ from minivit import ops
 from minivit.autograd import Parameter, Tensor
 from minivit.nn import init
 from minivit.nn.module import Module
-from minivit.nn.patch_embed import Size, pair
+from minivit.ops.shape import Size, pair
 
 
 class Conv2d(Module):

@@ -12,17 +12,7 @@ from minivit import ops
 from minivit.autograd import Parameter, Tensor
 from minivit.nn import init
 from minivit.nn.module import Module, as_tensor
-
-Size = tuple[int, int]
-
-
-def pair(size: int | Size) -> Size:
-    """(size, size) for a number, and a pair as it is.
-
-    >>> pair(16), pair((24, 32))
-    ((16, 16), (24, 32))
-    """
-    return (size, size) if isinstance(size, int) else tuple(size)
+from minivit.ops.shape import Size, pair
 
 
 class PatchProjection(Module):

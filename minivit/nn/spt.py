@@ -14,7 +14,8 @@ from minivit import ops
 from minivit.autograd import Tensor
 from minivit.nn.module import as_tensor
 from minivit.nn.normalization import LayerNorm
-from minivit.nn.patch_embed import PatchEmbed, PatchProjection, Size
+from minivit.nn.patch_embed import PatchEmbed, PatchProjection
+from minivit.ops.shape import Size
 
 DIRECTIONS = {
     "diagonal": ((-1, -1), (-1, 1), (1, -1), (1, 1)),  # the paper's

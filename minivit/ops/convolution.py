@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from minivit.autograd import op, wanted
 from minivit.backend import Array, array_module, cache_blocks
+from minivit.ops.shape import Size, pair
 
-Pair = tuple[int, int]
 Slices = tuple[slice, slice]
 COLUMNS_BYTES = 2**20  # of the columns that are made at a time: they stay in the cache of a core
 
@@ -55,7 +55,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv2d needs bias of shape {weight.shape[:1]}, got {bias.shape}")
-    shape, stride, padding = x.shape, _pair(stride), _pair(padding)
+    shape, stride, padding = x.shape, pair(stride), pair(padding)
     size = _output_size("conv2d", shape, weight.shape[2:], stride, padding)
     kernel = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, kh, kw)
     y = array_module(x).empty((len(x), len(weight), *size), x.dtype)
@@ -79,7 +79,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
 
 
 def _convolve(
-    x: Array, kernel: Array, stride: Pair, padding: Pair, y: Array, other: Array | None = None
+    x: Array, kernel: Array, stride: Size, padding: Size, y: Array, other: Array | None = None
 ) -> Array | None:
     """Write into y (B, O, rows, columns) what the kernel (G, O/G, C/G, kh, kw) makes of x.
 
@@ -100,7 +100,7 @@ def _convolve(
 
 
 def _cotangents(
-    dy: Array, x: Array | None, kernel: Array, stride: Pair, padding: Pair, shape: tuple[int, ...]
+    dy: Array, x: Array | None, kernel: Array, stride: Size, padding: Size, shape: tuple[int, ...]
 ) -> tuple[Array, Array | None]:
     """dx and, where x is given, dW: one part for each remainder (e, f) of the rows and columns of x by the stride.
 
@@ -128,7 +128,7 @@ def _turned(kernel: Array) -> Array:
     return kernel.swapaxes(1, 2)[..., ::-1, ::-1]
 
 
-def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Array:
+def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Size, padding: Size) -> Array:
     """dW alone, of this shape: (G, O/G, C/G, kh, kw)."""
     dkernel = array_module(dy).zeros(shape, dy.dtype)
     for piece, parts in _columns(x, shape, stride, padding, dy.shape[2:]):
@@ -146,7 +146,7 @@ def _add_products(products: Array, y: Array, parts: list[tuple[slice, Array]]) -
 
 
 def _columns(
-    x: Array, shape: tuple[int, ...], stride: Pair, padding: Pair, size: Pair
+    x: Array, shape: tuple[int, ...], stride: Size, padding: Size, size: Size
 ) -> Iterator[tuple[slice, list[tuple[slice, Array]]]]:
     """What a kernel of this shape sees at size[0]·size[1] places of x. For each piece of the images: the piece, and
 
@@ -171,7 +171,7 @@ def _columns(
         yield piece, [(slice(i, i + at_once), matrix) for i, matrix in zip(starts, columns)]
 
 
-def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Pair) -> Array:
+def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Size) -> Array:
     """The pixel of (C, H, B, W) on which each tap lies at each place, or 0: (C, taps, rows, B, columns)."""
     if _is_view(taps, size):
         ((_, (rows, columns)),) = taps
@@ -183,12 +183,12 @@ def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Pair) -> Array
     return seen
 
 
-def _is_view(taps: list[tuple[Slices, Slices]], size: Pair) -> bool:
+def _is_view(taps: list[tuple[Slices, Slices]], size: Size) -> bool:
     """Is it one tap, which lies on pixels everywhere, as that of a 1 × 1 kernel? It has them where they are."""
     return [places for places, _ in taps] == [(slice(0, size[0]), slice(0, size[1]))]
 
 
-def _rows_at_once(shape: tuple[int, ...], stride: Pair) -> int:
+def _rows_at_once(shape: tuple[int, ...], stride: Size) -> int:
     """How many rows of a kernel are multiplied at once: one, or all."""
     _, outputs, inputs, height, width = shape
     return height if stride[0] > 1 or width * inputs < 2 * outputs else 1
@@ -262,13 +262,13 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0, count_include_pad=True):
 
 
 def _pool(
-    name: str, shape: tuple[int, ...], kernel_size: int | Pair, stride: int | Pair | None, padding: int | Pair
+    name: str, shape: tuple[int, ...], kernel_size: int | Size, stride: int | Size | None, padding: int | Size
 ) -> tuple[list[tuple], tuple[int, ...]]:
     """For each entry of the kernel, the places where it lies on a pixel, and the pixels, as indices; the shape of y."""
     if len(shape) != 4:
         raise ValueError(f"{name} needs x (B, C, H, W), got {shape}")
-    kernel, padding = _pair(kernel_size), _pair(padding)
-    stride = kernel if stride is None else _pair(stride)
+    kernel, padding = pair(kernel_size), pair(padding)
+    stride = kernel if stride is None else pair(stride)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise ValueError(f"{name} needs a padding of at most half the kernel {kernel}, got {padding}")
     size = _output_size(name, shape, kernel, stride, padding)
@@ -276,7 +276,7 @@ def _pool(
     return taps, (*shape[:2], *size)
 
 
-def _taps(kernel: Pair, stride: Pair, padding: Pair, places: Pair, pixels: Pair) -> Iterator[tuple[Slices, Slices]]:
+def _taps(kernel: Size, stride: Size, padding: Size, places: Size, pixels: Size) -> Iterator[tuple[Slices, Slices]]:
     """For each entry of the kernel, row by row: the places where it lies on a pixel, and these pixels."""
     for i in range(kernel[0]):
         for j in range(kernel[1]):
@@ -293,7 +293,7 @@ def _inside(start: int, step: int, count: int, length: int) -> Slices:
     return slice(first, last), slice(start, start + step * (last - first), step)
 
 
-def _output_size(name: str, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+def _output_size(name: str, shape: tuple[int, ...], kernel: Size, stride: Size, padding: Size) -> Size:
     """How many places there are: (rows, columns)."""
     if not len(kernel) == len(stride) == len(padding) == 2:
         raise ValueError(
@@ -308,7 +308,3 @@ def _output_size(name: str, shape: tuple[int, ...], kernel: Pair, stride: Pair, 
         raise ValueError(f"{name} was given a kernel {kernel}, larger than x {shape} with padding {padding}")
     rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[2:], kernel, stride, padding))
     return rows, columns
-
-
-def _pair(size: int | Pair) -> Pair:
-    return (size, size) if isinstance(size, int) else size

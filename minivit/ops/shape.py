@@ -5,6 +5,17 @@ import numpy as np
 from minivit.autograd import op
 from minivit.backend import Array, array_module
 
+Size = tuple[int, int]  # height and width
+
+
+def pair(size: int | Size) -> Size:
+    """(size, size) for a number, and a pair as it is.
+
+    >>> pair(16), pair((24, 32))
+    ((16, 16), (24, 32))
+    """
+    return (size, size) if isinstance(size, int) else tuple(size)
+
 
 @op
 def reshape(x, shape):

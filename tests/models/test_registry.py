@@ -7,7 +7,7 @@ import pytest
 
 from minivit.models import VisionTransformer, create_model, list_models
 from minivit.models.registry import FAMILIES, VIT
-from minivit.nn.patch_embed import pair
+from minivit.ops.shape import pair
 
 PARAMETERS = {  # timm's, and the book's
     "vit_tiny_patch16_224": 5_717_416,

@@ -7,6 +7,7 @@ there are cores. All seeds see the same images, so that what differs between the
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,9 +58,16 @@ def images_of(args: Namespace) -> Job:
 
 
 def load_images(job: Job) -> tuple[Dataset, Dataset]:
-    """Training and test set, the same for all seeds."""
-    train_set, test_set = load_data(Namespace(**job | {"seed": 0}))
-    chosen = generator(0, "test images").permutation(len(test_set))[: job["test_images"]]
+    """Training and test set, the same for all seeds; a process that has read them for one job has them for the next."""
+    return _read(Path.cwd(), *(job[name] for name in IMAGES))
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path, *images: Any) -> tuple[Dataset, Dataset]:
+    """``folder``: the current one, to which others are relative."""
+    args = Namespace(**dict(zip(IMAGES, images)), seed=0)
+    train_set, test_set = load_data(args)
+    chosen = generator(0, "test images").permutation(len(test_set))[: args.test_images]
     return train_set, test_set.subset(np.sort(chosen))
 
 

@@ -1,6 +1,6 @@
 """``trial.py``: what all comparisons do in the same way."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +44,22 @@ def test_what_cannot_be_is_said(trial, arguments, words):
         parsed(trial, *arguments)
 
 
-def test_all_seeds_see_the_same_images(trial, tmp_path):
-    write_set(tmp_path / "mnist", train=60, test=20)
-    job = JOB | {"dataset": "mnist", "data_dir": str(tmp_path), "size": None}
+def test_images_are_read_once_and_are_those_that_were_asked_for(trial, tmp_path, monkeypatch):
+    from train_vit import load_data
+
+    read = []
+    monkeypatch.setattr(trial, "load_data", lambda args: read.append(args) or load_data(args))
+    write_set(tmp_path / "a" / "mnist", train=60, test=20)
+    write_set(tmp_path / "b" / "a" / "mnist", train=40, test=20)
+    job = JOB | {"dataset": "mnist", "data_dir": "a", "size": None}
+    monkeypatch.chdir(tmp_path)
     (train, test), (train_1, test_1) = (trial.load_images(job | {"seed": seed}) for seed in (0, 1))
-    assert (len(train), len(test)) == (30, 10)
-    np.testing.assert_array_equal(train.images, train_1.images)
-    np.testing.assert_array_equal(test.images, test_1.images)
+    assert (len(train), len(test), len(read)) == (30, 10, 1) and train is train_1 and test is test_1
+    whole = load_data(Namespace(**job | {"train_images": None, "seed": 5}))[1]
+    assert {image.tobytes() for image in test.images} <= {image.tobytes() for image in whole.images}
+    assert len(trial.load_images(job | {"test_images": 5})[1]) == 5 and len(read) == 2
+    monkeypatch.chdir(tmp_path / "b")  # its folder "a" is another one
+    assert len(trial.load_images(job | {"train_images": None, "test_images": 5})[0]) == 40 and len(read) == 3
 
 
 def test_a_run_is_kept_with_what_builds_the_network_again(trial, tmp_path):

@@ -1,6 +1,7 @@
 """The pictures that the examples draw, with matplotlib, straight to PNG files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ import numpy as np
 
 INK, GRID = "#333333", "#dddddd"
 TRAIN, TEST, WRONG = "#9aa7b8", "#2b6cb0", "#c53030"
+LINES = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030")
 
 plt.rcParams.update(
     {
@@ -121,6 +123,36 @@ def draw_spreads(groups: dict[str, np.ndarray], path: Path, title: str, lines: d
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlabel(title)
+    save(figure, path)
+
+
+def draw_lines(
+    panels: dict[str, tuple[Sequence, dict[str, Sequence]]], path: Path, up: str, levels: dict[str, float] | None = None
+) -> None:
+    """Panels side by side, by what lies across: its marks, and lines by name, which have a value for each mark.
+
+    Of several seeds, (seeds, marks), their mean is drawn, and a band of one standard deviation. ``levels``: values to
+    compare with, by name. Where lines cover one another, the first is the widest, and so is seen behind the others.
+    """
+    figure, row = plt.subplots(
+        1, len(panels), figsize=(4.8 * len(panels), 3.5), sharey=True, squeeze=False, layout="constrained"
+    )
+    named: list[str] = []
+    for axes, (across, (marks, lines)) in zip(row[0], panels.items()):
+        for i, (name, values) in enumerate(lines.items()):
+            values, look = np.atleast_2d(values), {"color": LINES[i], "marker": "soD^v"[i]}
+            mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+            axes.fill_between(range(len(marks)), mean - sd, mean + sd, color=LINES[i], alpha=0.2, linewidth=0)
+            axes.plot(mean, linewidth=2.4 - 0.3 * i, markersize=8 - 1.4 * i, label=name, **look)
+        for name, level in (levels or {}).items():
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=":", label=name)
+        axes.set_xticks(range(len(marks)), list(marks))
+        axes.set_xlabel(across)
+        if list(lines) != named:  # the same lines again need no second legend
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        named = list(lines)
+    row[0, 0].set_ylabel(up)
+    row[0, 0].set_ylim(bottom=-0.02 * row[0, 0].get_ylim()[1])  # markers at 0 are seen whole
     save(figure, path)
 
 

@@ -8,9 +8,10 @@ started again.
 import json
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from hashlib import blake2b
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -33,7 +34,7 @@ def sweep(run: Callable[[Job], Figures], jobs: list[Job], folder: Path, title: s
 
     ``run`` is a function of a module (not a lambda), since other processes import it. What is found in ``folder`` from
     an earlier start is not run again. Raises RuntimeError, which names the job, for one that failed; after that, and
-    after Ctrl-C, the jobs that are running are stopped, and those that were done are kept.
+    after Ctrl-C or ``kill``, the jobs that are running are stopped, and those that were done are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{_name(job)}.json" for job in jobs]
@@ -41,7 +42,7 @@ def sweep(run: Callable[[Job], Figures], jobs: list[Job], folder: Path, title: s
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=title, unit="run", disable=None)
     cores = max(1, min(available_cores(), len(missing)))
     others = set(active_children())
-    with bar, ProcessPoolExecutor(cores, get_context("spawn"), _settle) as pool:
+    with _kill_is_ctrl_c(), bar, ProcessPoolExecutor(cores, get_context("spawn"), _settle) as pool:
         pending = {pool.submit(_do, run, job, path): job for job, path in missing}
         try:
             for future in as_completed(pending):
@@ -83,6 +84,20 @@ def by_variant(results: list[tuple[Job, Figures]], key: str) -> dict[str, dict[s
 
 def _name(job: Job) -> str:
     return blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+@contextmanager
+def _kill_is_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt: a process that it ended at once would leave the others running."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _settle() -> None:

@@ -129,8 +129,16 @@ def no_products(monkeypatch):
     monkeypatch.setattr(attention, "_attend", None)
 
 
-FEW = [(2, 1, 1, 32), (2, 17, 3, 32), (1, 65, 2, 64), (1, 197, 1, 64)]  # images, tokens, heads, channels of a head
-MORE = [(1, 5, 2, 64), (2, 16, 1, 32), (3, 64, 2, 32), (1, 197, 3, 32), (1, 256, 1, 32), (1, 256, 2, 64)]
+FEW = [(2, 1, 1, 32), (2, 17, 3, 32), (1, 65, 2, 64)]  # images, tokens, heads, channels of a head
+MORE = [
+    (1, 5, 2, 64),
+    (2, 16, 1, 32),
+    (3, 64, 2, 32),
+    (1, 197, 1, 64),
+    (1, 197, 3, 32),
+    (1, 256, 1, 32),
+    (1, 256, 2, 64),
+]
 
 
 @pytest.mark.parametrize("shape", FEW + [pytest.param(s, marks=pytest.mark.slow) for s in MORE], ids=str)

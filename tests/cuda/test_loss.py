@@ -43,7 +43,7 @@ def test_distributions_which_may_have_been_computed_too(xp, dtype, reduction, sm
     assert agree(errors(cross_entropy, xp, args, label_smoothing=smoothing, reduction=reduction), dtype)
 
 
-@pytest.mark.parametrize("classes", [1, 33, 1000, 21843])
+@pytest.mark.parametrize("classes", [1, 33, 1000, pytest.param(21843, marks=pytest.mark.slow)])
 def test_any_number_of_classes(xp, classes):
     for target in (labels((3,), classes), distributions((3,), classes)):
         args = numbers(0, 3, classes, scale=3), target

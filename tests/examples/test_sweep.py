@@ -123,8 +123,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal does")
-@pytest.mark.parametrize("to_all", [True, False])
-def test_ctrl_c_stops_what_is_running_and_keeps_what_is_done(tmp_path, to_all):
+@pytest.mark.parametrize(("to_all", "sent"), [(True, signal.SIGINT), (False, signal.SIGINT), (False, signal.SIGTERM)])
+def test_ctrl_c_stops_what_is_running_and_keeps_what_is_done(tmp_path, to_all, sent):
     """From a terminal it reaches all processes, from ``kill`` one; either way none goes on."""
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples")))}
@@ -134,7 +134,7 @@ def test_ctrl_c_stops_what_is_running_and_keeps_what_is_done(tmp_path, to_all):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it may be ignored
     ) as process:  # fmt: skip
         worker = int(process.stdout.readline())
-        (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+        (os.killpg if to_all else os.kill)(process.pid, sent)
         _, err = process.communicate()
     assert process.returncode != 0 and err.splitlines()[-1] == "KeyboardInterrupt"
     assert err.count("Traceback") == 1, err

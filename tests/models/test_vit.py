@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivit import Tensor, no_grad
@@ -83,6 +83,7 @@ def trained(model):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=15)  # its ops and layers have tests of their own
 @given(networks(), flags)
 def test_gradients_through_images_and_every_parameter(drawn, training):
     model, x = drawn

@@ -225,19 +225,17 @@ class Module:
 
 def _parts(module: Module) -> Iterator[tuple[str, Any]]:
     """(name, Module or Parameter) directly held by a Module, through lists, tuples and dicts."""
+    return _found(vars(module), "")
 
-    def search(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+
+def _found(entries: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
         if isinstance(value, (Module, Parameter)):
-            yield name, value
+            yield f"{prefix}{name}", value
         elif isinstance(value, (list, tuple)):
-            for i, entry in enumerate(value):
-                yield from search(f"{name}.{i}", entry)
+            yield from _found(dict(enumerate(value)), f"{prefix}{name}.")
         elif isinstance(value, dict):
-            for k, entry in value.items():
-                yield from search(f"{name}.{k}", entry)
-
-    for name, value in vars(module).items():
-        yield from search(name, value)
+            yield from _found(value, f"{prefix}{name}.")
 
 
 def _tree(module: Module) -> list[str]:

@@ -25,7 +25,7 @@ from minivit.analysis.batches import each_batch
 from minivit.autograd import Tensor
 from minivit.backend import Array, array_module, to_device
 from minivit.data import Batch, Loader
-from minivit.nn import Module, on_device_of
+from minivit.nn import Module, frozen, on_device_of
 from minivit.nn.heads import attention_layers, outlet
 from minivit.nn.module import as_tensor
 from minivit.ops import cross_entropy
@@ -93,7 +93,7 @@ def head_importance(
     """
     layers, images = attention_layers(model), 0
     sums = [np.zeros(layer.num_heads) for layer in layers]
-    with on_device_of(model), _frozen(model):
+    with on_device_of(model), frozen(model):
         for batch in each_batch(model, batches, "importance of heads", progress):
             xp = array_module(batch.images)
             gates = [
@@ -131,20 +131,3 @@ def leave_one_out(model: Module, measure: Callable[[], Result], progress: bool =
         with gated(model, gates):
             results[number].append(measure())
     return results
-
-
-@contextmanager
-def _frozen(model: Module) -> Iterator[None]:
-    """Inside: evaluation mode, and Parameters take no gradient, so that none is computed for them. After: as before."""
-    modes = [(module, module.training) for _, module in model.named_modules()]
-    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    try:
-        for parameter, _ in wants:
-            parameter.requires_grad = False
-        yield
-    finally:
-        for parameter, wanted in wants:
-            parameter.requires_grad = wanted
-        for module, training in modes:
-            module.training = training

@@ -10,7 +10,7 @@ from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.linear import Linear
 from minivit.nn.lsa import LocalitySelfAttention
 from minivit.nn.mlp import Mlp
-from minivit.nn.module import Module, evaluating, observe, unobserved
+from minivit.nn.module import Module, evaluating, frozen, observe, unobserved
 from minivit.nn.normalization import Identity, LayerNorm, LayerScale
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.position import (
@@ -30,6 +30,6 @@ __all__ = [
     "Attention", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Block", "Conv2d", "DropPath", "Dropout", "GatedRMSNorm",
     "Identity", "LayerNorm", "LayerScale", "Linear", "LocalitySelfAttention", "MaxPool2d", "Mlp", "Module",
     "PatchEmbed", "RectifiedAttention", "ShiftedPatchEmbed", "absolute_table", "check_device", "checkpoint",
-    "evaluating", "init", "observe", "on_device_of", "prepend_tokens", "relative_position", "resize_pos_embed",
-    "resize_rel_pos_bias_table", "sincos_2d", "summary", "unobserved",
+    "evaluating", "frozen", "init", "observe", "on_device_of", "prepend_tokens", "relative_position",
+    "resize_pos_embed", "resize_rel_pos_bias_table", "sincos_2d", "summary", "unobserved",
 ]  # fmt: skip

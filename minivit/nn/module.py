@@ -68,11 +68,37 @@ def evaluating(model: "Module") -> Iterator[None]:
     >>> layer.training
     True
     """
+    with _in_evaluation_mode(model), no_grad():
+        yield
+
+
+@contextmanager
+def frozen(model: "Module") -> Iterator[None]:
+    """Inside: evaluation mode, and Parameters take no gradient; what depends on other Tensors is recorded.
+
+    >>> from minivit.nn import Linear
+    >>> layer = Linear(2, 1)
+    >>> with frozen(layer):
+    ...     layer(Tensor([1.0, 2.0])).requires_grad, layer(Tensor([1.0, 2.0], requires_grad=True)).requires_grad
+    (False, True)
+    """
+    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wants:
+            parameter.requires_grad = False
+        with _in_evaluation_mode(model):
+            yield
+    finally:
+        for parameter, wanted in wants:
+            parameter.requires_grad = wanted
+
+
+@contextmanager
+def _in_evaluation_mode(model: "Module") -> Iterator[None]:
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     try:
-        with no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -15,7 +15,6 @@ The teacher looks at the images that the student looks at, augmented and mixed a
 losses are means over images, so a batch may be cut anywhere.
 """
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ import numpy as np
 
 from minivit.autograd import Tensor, no_grad
 from minivit.backend import Array, device_of
-from minivit.nn import Identity, Linear, Module, evaluating, init, observe, unobserved
+from minivit.models.layers import POOLED, observe_layers
+from minivit.nn import Identity, Linear, Module, evaluating, init, unobserved
 from minivit.objective import Objective
 from minivit.ops import cross_entropy, mse_loss, softmax
 from minivit.random import bookmark
@@ -249,9 +249,6 @@ def _check_teacher(teacher: object, *kinds: type) -> None:
 
 # --- from features --------------------------------------------------------------------------------------------------
 
-POOLED = "pooled"  # what the classifier is given
-CLASSIFIERS = ("head_dist", "head", "fc")  # in order of preference
-
 
 @dataclass(frozen=True)
 class FeatureDistillation(Objective):
@@ -338,9 +335,10 @@ class Projections(Module):
 def reading(model: Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Inside: when this thread has run ``model``, the dict has the features (B, C) of each of ``layers``.
 
-    A layer's features are its output, averaged over tokens (B, N, C) or places (B, C, H, W). "pooled" is what the
-    classifier is given, ``head_dist``, ``head`` or ``fc``. Of a Vision Transformer whose head reads the class token
-    alone, that token is all that the last block computes. Raises ValueError for a layer that is not there, or not run.
+    A layer's features are its output, averaged over tokens (B, N, C) or places (B, C, H, W). Names are those of
+    ``models/layers.py``; "pooled" is what the classifier is given, ``head_dist``, ``head`` or ``fc``. Of a Vision
+    Transformer whose head reads the class token alone, that token is all that the last block computes. Raises
+    ValueError for a layer that is not there, or not run.
 
     >>> from minivit.models import create_model
     >>> model = create_model("vit_nano_patch7_28")
@@ -349,27 +347,13 @@ def reading(model: Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]
     >>> read["blocks.0"].shape, read["pooled"].shape
     ((2, 64), (2, 64))
     """
-    modules = dict(model.named_modules())
-    wanted = {layer: _classifier(model) if layer == POOLED else modules.get(layer) for layer in layers}
-    if absent := [layer for layer, module in wanted.items() if module is None]:
-        near = difflib.get_close_matches(absent[0], modules) or [name for name in modules if name and "." not in name]
-        raise ValueError(f"{type(model).__name__} has no layer {absent[0]!r}; perhaps {', '.join(near)}")
     read: dict[str, Tensor] = {}
 
-    def look(module: Module, inputs: tuple, output: Tensor) -> None:
-        for layer, part in wanted.items():
-            if part is module:
-                read[layer] = _averaged(inputs[0] if layer == POOLED else output)
+    def keep(layer: str, x: Tensor) -> None:
+        read[layer] = _averaged(x)
 
-    with observe(look):
+    with observe_layers(model, layers, keep):
         yield read
-    if unread := wanted.keys() - read.keys():
-        raise ValueError(f"{type(model).__name__} did not run its layer {min(unread)!r}: nothing could be read")
-
-
-def _classifier(model: Module) -> Module | None:
-    parts = (getattr(model, name, None) for name in CLASSIFIERS)
-    return next((part for part in parts if isinstance(part, Module)), None)
 
 
 def _averaged(x: Tensor) -> Tensor:

@@ -11,16 +11,17 @@ All take arrays on the host: features (n, D) and classes (n,), of training and o
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from minivit.analysis.batches import each_batch
+from minivit.analysis.features import read_batch
 from minivit.autograd import Tensor
 from minivit.backend import to_device
 from minivit.data import Batch, Loader
-from minivit.nn import BatchNorm1d, Linear, Module, evaluating, init, observe, on_device_of
+from minivit.nn import BatchNorm1d, Linear, Module, evaluating, init
 from minivit.ops import cross_entropy
 from minivit.optim import LARS, warmup_cosine
 from minivit.random import generator
@@ -56,20 +57,12 @@ def features(
     """
     if layer is not None and not 1 <= layer <= len(model.blocks):
         raise ValueError(f"layer must lie in 1 … {len(model.blocks)}, the blocks of this network, got {layer}")
-    wanted = None if layer is None else model.blocks[layer - 1]
-    tokens: list[Tensor] = []
-
-    def keep(module: Module, inputs: tuple, output: Any) -> None:
-        if module is wanted:
-            tokens.append(output)
-
+    name = "norm" if layer is None else f"blocks.{layer - 1}"
     found = []
-    with on_device_of(model), evaluating(model), observe(keep):
-        for batch in each_batch(model, batches, "features", progress):
-            last = model.forward_features(batch.images)
-            z = (tokens.pop() if tokens else last).data  # (B, prefix + N, D)
-            pooled = (z[:, 0], z[:, model.num_prefix_tokens :].mean(1), batch.labels)
-            found.append([to_device(array, "cpu") for array in pooled])
+    for batch in each_batch(model, batches, "features", progress):
+        z = read_batch(model, batch.images, [name])[name]  # (B, prefix + N, D)
+        cls, mean = z[:, 0].copy(), z[:, model.num_prefix_tokens :].mean(1)  # a view would keep all tokens in memory
+        found.append((cls, mean, to_device(batch.labels, "cpu")))
     cls, mean, labels = (np.concatenate(parts) for parts in zip(*found))
     return Features(None if model.cls_token is None else cls, mean, labels)
 

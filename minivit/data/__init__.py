@@ -4,7 +4,9 @@
 - ``shapes``: a generated set of ten silhouettes with ten textures; needs no download
 - ``idx``: MNIST and Fashion-MNIST
 - ``cifar``: CIFAR-10 and CIFAR-100
+- ``places``: another generated set, in which it matters where things are
 - ``folder``: your own images, one folder a class
+- ``cue_conflict``: images with the shape of one class and the texture of another
 - ``download``: public files, found or fetched, whole and checked
 - ``loader``: ``Loader``, the batches of an epoch: shuffled, augmented, normalised, made ahead
 - ``augment``: chance changes to training images

@@ -251,5 +251,5 @@ def test_a_single_image_is_too_few(probe):
 
 
 def test_a_model_that_is_no_transformer_has_no_layers():
-    with pytest.raises(AttributeError, match="forward_features"):
+    with pytest.raises(ValueError, match="Linear has no layer 'norm'"):
         features(Linear(64, 2), batches(1))

@@ -229,22 +229,25 @@ def draw_image_blocks(
 
 
 def draw_attention(images: np.ndarray, maps: np.ndarray, titles: list[str], path: Path) -> None:
-    """A row an image: the image, the mean over the heads, and each head's attention drawn over the image.
+    """The attention of each head, ``maps`` (n, heads, grid height, grid width), and their mean: see ``draw_over``."""
+    heads = {f"head {number + 1}": maps[:, number] for number in range(maps.shape[1])}
+    draw_over(images, {"mean of heads": maps.mean(1), **heads}, titles, path)
 
-    ``images`` (n, C, H, W) bytes, ``maps`` (n, heads, grid height, grid width). Each map is scaled to its own maximum:
-    dark is unseen, bright is where the attention goes.
+
+def draw_over(images: np.ndarray, maps: dict[str, np.ndarray], titles: list[str], path: Path) -> None:
+    """A row an image: the image with its title, and each of the maps drawn over it.
+
+    ``images`` (n, C, H, W) bytes, ``maps`` by title, (n, grid height, grid width). Each map is scaled to its own
+    maximum: dark is unseen, bright is where the attention goes.
     """
-    heads = maps.shape[1]
-    columns = ["", "mean of heads", *(f"head {h + 1}" for h in range(heads))]
-    size = (1.25 * (2 + heads), 1.32 * len(images))
-    figure, panels = plt.subplots(len(images), 2 + heads, figsize=size, squeeze=False)
-    for row, image, attention, title in zip(panels, images, maps, titles):
+    size = (1.25 * (1 + len(maps)), 1.32 * len(images))
+    figure, panels = plt.subplots(len(images), 1 + len(maps), figsize=size, squeeze=False)
+    for row, image, title, *weights in zip(panels, images, titles, *maps.values()):
         picture = as_picture(image)
-        for axes, weights in zip(row, [None, attention.mean(0), *attention]):
-            bare(axes)
-            axes.imshow(picture if weights is None else shade(picture, weights), interpolation="nearest")
         row[0].set_title(title, fontsize=7.5, pad=3)
-    for axes, title in zip(panels[0, 1:], columns[1:]):
+        for axes, shown in zip(row, [picture, *(shade(picture, w) for w in weights)]):
+            bare(axes).imshow(shown, interpolation="nearest")
+    for axes, title in zip(panels[0, 1:], maps):
         axes.set_title(title, fontsize=7.5, pad=3)
     figure.subplots_adjust(hspace=0.22, wspace=0.06)
     save(figure, path)

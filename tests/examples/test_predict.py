@@ -98,7 +98,7 @@ def test_what_cannot_be_done_gets_one_line(arguments, sentence, trained, folder)
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_a_network_for_grey_images_sees_brightness(grey, tmp_path, invert):
-    from predict import read_pixels
+    from image_files import read_pixels
 
     colours = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path / "colours.png")
@@ -133,9 +133,42 @@ def test_without_matplotlib_there_are_answers_and_no_picture(grey, tmp_path, mon
     assert not (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize(("size", "channels"), [((28, 14), 1), ((28, 28), 2)])
-def test_networks_for_other_images_get_a_sentence(size, channels, tmp_path):
-    from predict import read_pixels
+def test_an_image_is_cut_to_the_shape_of_the_network(tmp_path):
+    from image_files import read_pixels
 
-    with pytest.raises(ValueError, match=r"image files become square with 1 or 3 channels; the network takes"):
-        read_pixels(tmp_path / "any.png", size, channels, False)
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "colours.png")
+    cut = read_pixels(tmp_path / "colours.png", (28, 14), 3, False)
+    np.testing.assert_array_equal(cut, pixels.transpose(2, 0, 1)[:, :, 7:21])
+
+
+def test_networks_for_other_channels_get_a_sentence(tmp_path):
+    from image_files import read_pixels
+
+    with pytest.raises(ValueError, match=r"^image files have 1 or 3 channels; the network takes 2$"):
+        read_pixels(tmp_path / "any.png", (28, 28), 2, False)
+
+
+def test_a_cnn_answers_without_a_picture_of_attention(tmp_path, capsys):
+    from predict import main
+
+    meta = {"model": "resnet8", "arguments": {"img_size": 8, "seed": 1}, "classes": list("0123456789")}
+    meta |= {"mean": [0.5] * 3, "std": [0.3] * 3}
+    save_checkpoint(tmp_path / "best.npz", create_model("resnet8", img_size=8, seed=1), meta=meta)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    result = main([str(tmp_path / "best.npz"), str(tmp_path / "red.png")])
+    red = np.zeros((1, 3, 8, 8), np.uint8)
+    red[:, 0] = 255
+    assert result["answers"][0]["class"] == str(expected(tmp_path / "best.npz", red)[0].argmax())
+    assert "no picture was drawn: resnet8 has no attention" in capsys.readouterr().out
+
+
+def test_a_masked_autoencoder_tells_no_classes(tmp_path):
+    from predict import main
+
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    meta = {"model": "mae_nano_patch4_28", "arguments": arguments, "classes": ["a"], "mean": [0.1], "std": [0.3]}
+    save_checkpoint(tmp_path / "best.npz", create_model("mae_nano_patch4_28", **arguments), meta=meta)
+    Image.new("L", (8, 8)).save(tmp_path / "blank.png")
+    with pytest.raises(ValueError, match=r"^mae_nano_patch4_28 tells no classes: finetune\.py makes a network of it"):
+        main([str(tmp_path / "best.npz"), str(tmp_path / "blank.png")])

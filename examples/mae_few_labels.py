@@ -190,13 +190,13 @@ def as_text(table: dict[str, dict[str, np.ndarray]]) -> str:
 def judge(table: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
     """What is said of masked autoencoders, held against the accuracies of all seeds."""
     ours, found = table["pretrained"]["accuracy"], []
-    for variant, words in (("scratch", "steps with labels"), ("time", "time in all")):
+    for variant, words in (("scratch", "as many steps with labels"), ("time", "as much time in all")):
         other = table[variant]["accuracy"]
         gain = 100 * float(ours.mean() - other.mean())
         found.append(
             Claim(
                 f"better_than_{variant}",
-                f"With few labels, pretraining without them is better than as many {words} from scratch.",
+                f"With few labels, pretraining without them is better than {words} from scratch.",
                 compare(ours, other) > 0,
                 f"{plus_minus(ours, 100)} % against {plus_minus(other, 100)} %, {gain:+.1f} points",
             )

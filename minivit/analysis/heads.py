@@ -121,6 +121,8 @@ class HeadMeasures(NamedTuple):
 def measure_heads(model: Module, batches: Loader | Iterable[Batch], progress: bool = True) -> HeadMeasures:
     """All measures of a Vision Transformer, over the images of a Loader or of batches, in evaluation mode.
 
+    Of a masked autoencoder they are those of the encoder's layers, which see the whole images.
+
     NaN, as for an image in which a head looks at nothing, takes no part in a mean.
 
     >>> from minivit.models import create_model
@@ -143,7 +145,7 @@ def measure_heads(model: Module, batches: Loader | Iterable[Batch], progress: bo
     with on_device_of(model), evaluating(model), observe_heads(model, look, weights=True):
         for batch in each_batch(model, batches, "measuring heads", progress):
             model.forward_features(batch.images)  # the whole model asks its last block for less
-    layers = [[_mean(np.concatenate(parts)) for parts in zip(*batches)] for batches in seen]
+    layers = [[_mean(np.concatenate(parts)) for parts in zip(*batches)] for batches in seen if batches]
     alike, apart, *others = zip(*layers)
     return HeadMeasures(np.array(alike), np.array(apart), *map(list, others))
 

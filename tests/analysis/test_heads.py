@@ -17,6 +17,8 @@ from minivit.analysis.heads import (
 )
 from minivit.data import Batch
 from minivit.diversity import mean_cosine
+from minivit.models import MaskedAutoencoderViT, VisionTransformer
+from minivit.models.mae import encoder_state
 from minivit.models.pruning import prune_heads
 from minivit.nn import observe
 from minivit.nn.rela import RectifiedAttention
@@ -233,3 +235,18 @@ def test_layers_may_differ_in_heads():
     pruned = measure_heads(prune_heads(model, {0: [1]}), batches(x, 4))
     assert [len(layer) for layer in pruned.entropy] == [2, 3]
     close(pruned.entropy[0], measure_heads(model, batches(x, 4)).entropy[0][[0, 2]])
+
+
+def test_of_a_masked_autoencoder_the_encoder_is_measured_as_the_classifier_of_its_weights():
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    decoder = {"decoder_embed_dim": 8, "decoder_depth": 2, "decoder_num_heads": 2}
+    rng = np.random.default_rng(0)
+    autoencoder = randomise(MaskedAutoencoderViT(**sizes, **decoder), rng)
+    model = VisionTransformer(**sizes, num_classes=2, pos_embed="sincos_mae")
+    model = model.astype(np.float64)
+    model.load_state_dict(encoder_state(autoencoder), strict=False)
+    batch = Batch(rng.standard_normal((3, 1, 8, 8)), np.zeros(3, int), np.arange(3))
+    found, expected = (measure_heads(m, [batch], progress=False) for m in (autoencoder, model))
+    assert len(found.similarity) == len(found.entropy) == 2
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(np.stack(a), np.stack(b), rtol=1e-6)

@@ -23,7 +23,7 @@ def compare(a: Sequence[float], b: Sequence[float]) -> int:
     """
     (mean_a, sd_a), (mean_b, sd_b) = spread(list(a)), spread(list(b))
     gap = abs(mean_a - mean_b) - (sd_a + sd_b)
-    return 0 if gap <= 0 else 1 if mean_a > mean_b else -1
+    return 0 if not gap > 0 else 1 if mean_a > mean_b else -1  # of NaN, too
 
 
 def plus_minus(values: Sequence[float], factor: float = 1, digits: int = 1) -> str:

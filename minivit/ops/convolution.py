@@ -15,7 +15,7 @@ from minivit.backend import Array, array_module, cache_blocks
 from minivit.ops.shape import Size, pair
 
 Slices = tuple[slice, slice]
-COLUMNS_BYTES = 2**20  # of the columns that are made at a time: they stay in the cache of a core
+COLUMNS_BYTES = 5 * 2**18  # of the columns that are made at a time: they stay in the cache of a core
 
 
 @op

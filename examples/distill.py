@@ -12,6 +12,7 @@ images, changed by the same augmentations, for the same time, over some seeds, e
     soft        also from what the teacher thinks of every class
     hard        also from the teacher's answer, with the same head
     token       the same with a head of its own, which reads a distillation token (DeiT)
+    soft_token  soft, with that token and head
     features    also from what the teacher's classifier is given
 
 It leaves a folder ``runs/distill-<data set>/``: the teacher's run, the figures of each student, and the picture

@@ -44,6 +44,28 @@ def take_turns(
     return {name: np.array(taken) for name, taken in seconds.items()}
 
 
+class Warm(AbstractContextManager):
+    """Around a turn: ``inside``, and in it a first run that is not timed.
+
+    So the timed one finds its threads, memory and caches as a step of a training finds those of the step before, and
+    not as another task left them.
+    """
+
+    def __init__(self, inside: AbstractContextManager, run: Callable[[], object]):
+        self.inside, self.run = inside, run
+
+    def __enter__(self) -> None:
+        self.inside.__enter__()
+        try:
+            self.run()
+        except BaseException:
+            self.inside.__exit__(*sys.exc_info())
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self.inside.__exit__(*exception)
+
+
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:
     """First quartile, median, third quartile.
 

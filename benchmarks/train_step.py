@@ -29,7 +29,7 @@ from functools import partial
 
 import numpy as np
 from contenders import MODES, Job, compare, flops_per_image, make_contender, measure_alone, taking_part
-from measuring import Task, positive, quartiles, take_turns, use_cores
+from measuring import Task, Warm, positive, quartiles, take_turns, use_cores
 
 from minivit.models import VisionTransformer, list_models, resnet
 from minivit.random import generator
@@ -70,7 +70,7 @@ def benchmark(job: Job, modes: list[str], contenders: list[str], rounds: int, co
         jobs = {name: replace(job, contender=name, mode=mode) for name in contenders}
         peaks = {name: measure_alone(jobs[name], repeats=1)["peak_bytes"] for name in contenders}
         works = {name: partial(getattr(one, mode), images, labels) for name, one in made.items()}
-        tasks: dict[str, Task] = {name: (one.layout, works[name]) for name, one in made.items()}
+        tasks: dict[str, Task] = {name: (Warm(one.layout, works[name]), works[name]) for name, one in made.items()}
         products, product_flops = sgemm_tasks(cores)
         seconds = take_turns(tasks | products, rounds, f"{job.model} {mode}")
         sgemm_rates = product_flops / np.minimum(*(seconds[name] for name in products))

@@ -87,8 +87,8 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         ("conv2d", "dbias = dy.sum((2, 3)) if bias_wanted else None", "dbias = dy.sum((2, 3))"),
         ("_convolve", "products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)",
          "products = array_module(x).zeros(kernel.shape, x.dtype)"),
-        ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height + at_once"),
-        ("_columns", "rows = size[0] + height - at_once", "rows = size[0] + height"),
+        *(("_seen", "if seen is None or seen.shape[3] != images:", f"if seen is None or {shape} != images:")
+          for shape in ("seen.shape", "seen.shape[4]")),
         ("avg_pool2d", "pixels = xp.zeros(y_shape[2:], x.dtype)", "pixels = xp.zeros(y_shape, x.dtype)"),
         ("avg_pool2d", "pixels = xp.zeros(y_shape[2:], x.dtype)", "pixels = xp.zeros(y_shape[1:], x.dtype)"),
         *(("batch_norm", line.format("copy=False"), line.format(copy).replace(", )", ")"))

@@ -217,6 +217,30 @@ def test_turns_alternate_each_inside_its_own_context(module):
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
 
 
+def test_a_warm_turn_begins_with_a_run_that_is_not_timed(module):
+    seen = []
+
+    class Inside:
+        def __enter__(self):
+            seen.append("in")
+
+        def __exit__(self, *exception):
+            seen.append("out")
+
+    warm = module("measuring").Warm
+    seconds = module("measuring").take_turns({"a": (warm(Inside(), lambda: seen.append("warm")), seen.clear)}, 1, "")
+    assert (seen, len(seconds["a"])) == (["out"], 1)
+    with warm(Inside(), lambda: seen.append("warm")):
+        assert seen == ["out", "in", "warm"]
+
+    def fails():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), warm(Inside(), fails):
+        pass
+    assert seen[-2:] == ["in", "out"]  # the threads that the context started are not left behind
+
+
 def test_flops_are_counted_as_by_summary(module):
     contenders = module("contenders")
     job = contenders.Job("vit_nano_patch7_28", 1, mode="inference")

@@ -88,14 +88,15 @@ def _convolve(
     """
     groups, outputs = kernel.shape[:2]
     products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)
-    for piece, parts in _columns(x, kernel.shape, stride, padding, y.shape[2:]):
+    for piece, seen in _columns(x, kernel.shape, stride, padding, y.shape[2:]):
+        parts = _by_rows(seen, kernel.shape[3], y.shape[2])
         terms = (kernel[:, :, :, rows].reshape(groups, outputs, -1) @ columns for rows, columns in parts)
         total = next(terms)
         for term in terms:
             total += term
         y[piece] = total.reshape(*y.shape[1:3], -1, y.shape[3]).transpose(2, 0, 1, 3)
         if other is not None:
-            _add_products(products, other[piece], parts)
+            _add_products(products, other[piece], seen)
     return products
 
 
@@ -131,53 +132,63 @@ def _turned(kernel: Array) -> Array:
 def _kernel_cotangent(dy: Array, x: Array, shape: tuple[int, ...], stride: Size, padding: Size) -> Array:
     """dW alone, of this shape: (G, O/G, C/G, kh, kw)."""
     dkernel = array_module(dy).zeros(shape, dy.dtype)
-    for piece, parts in _columns(x, shape, stride, padding, dy.shape[2:]):
-        _add_products(dkernel, dy[piece], parts)
+    for piece, seen in _columns(x, shape, stride, padding, dy.shape[2:]):
+        _add_products(dkernel, dy[piece], seen)
     return dkernel
 
 
-def _add_products(products: Array, y: Array, parts: list[tuple[slice, Array]]) -> None:
+def _add_products(products: Array, y: Array, seen: Array) -> None:
     """Add to ``products`` (G, O/G, C/G, kh, kw), row by row, those of y (B, O, rows, columns) with the columns."""
-    groups, outputs, inputs, _, width = products.shape
+    groups, outputs, inputs, height, width = products.shape
+    rows = y.shape[2]
     y = y.transpose(1, 2, 0, 3).reshape(groups, outputs, -1).swapaxes(1, 2)  # (G, places, O/G)
-    for rows, columns in parts:
+    for some, columns in _by_rows(seen, height, rows):
         product = (columns @ y).swapaxes(1, 2)  # in this order BLAS is faster
-        products[:, :, :, rows] += product.reshape(groups, outputs, inputs, -1, width)
+        products[:, :, :, some] += product.reshape(groups, outputs, inputs, -1, width)
 
 
 def _columns(
     x: Array, shape: tuple[int, ...], stride: Size, padding: Size, size: Size
-) -> Iterator[tuple[slice, list[tuple[slice, Array]]]]:
-    """What a kernel of this shape sees at size[0]·size[1] places of x. For each piece of the images: the piece, and
-
-        [(rows of the kernel, the columns (G, C/G·rows·kw, places) that these rows are multiplied with), …]
+) -> Iterator[tuple[slice, Array]]:
+    """What a kernel of this shape sees at size[0]·size[1] places of x: for each piece of the images, the piece and all
+    that is seen, (G, C/G·rows·kw, rows of places, places of a row).
 
     With stride 1, a kernel is taken row by row. For each of its kw entries a copy of the image is made, moved to the
-    left by one pixel more; then all that row i sees lies i rows further down in the same copies: a view. These are kw
-    copies in place of kh·kw, and kh products in place of one. All rows at once are taken with a larger stride, and of a
-    kernel with few inputs, where to copy costs less than to add a product to those before.
+    left by one pixel more; then all that row i sees lies i rows further down in the same copies (``_by_rows``). These
+    are kw copies in place of kh·kw. All rows at once are taken with a larger stride, and of a kernel with few inputs,
+    where to copy costs less than to add a product to those before.
 
-    Places are ordered (row, image, column), for all images of a piece to be one matrix, and its rows to be views.
+    Places are ordered (row, image, column), for all images of a piece to be one matrix, and its rows to be views. The
+    next piece is written over the last.
     """
     groups, _, inputs, height, width = shape
     at_once = _rows_at_once(shape, stride)
-    rows = size[0] + height - at_once
+    rows, seen = size[0] + height - at_once, None
     taps = list(_taps((at_once, width), stride, padding, (rows, size[1]), x.shape[2:]))
     for piece in _pieces(x, shape):
-        pixels = x[piece].transpose(1, 2, 0, 3)  # (C, H, B, W)
-        seen = _seen(pixels, taps, (rows, size[1])).reshape(groups, inputs * len(taps), rows, -1)
-        starts = range(0, height, at_once)
-        columns = [seen[:, :, i : i + size[0]].reshape(*seen.shape[:2], -1) for i in starts]
-        yield piece, [(slice(i, i + at_once), matrix) for i, matrix in zip(starts, columns)]
+        seen = _seen(x[piece].transpose(1, 2, 0, 3), taps, (rows, size[1]), seen)
+        yield piece, seen.reshape(groups, inputs * len(taps), rows, -1)
 
 
-def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Size) -> Array:
-    """The pixel of (C, H, B, W) on which each tap lies at each place, or 0: (C, taps, rows, B, columns)."""
+def _by_rows(seen: Array, height: int, rows: int) -> Iterator[tuple[slice, Array]]:
+    """Rows of a kernel of this height, and the columns, (G, C/G·rows·kw, places), that they are multiplied with."""
+    at_once = height + rows - seen.shape[2]
+    for i in range(0, height, at_once):
+        yield slice(i, i + at_once), seen[:, :, i : i + rows].reshape(*seen.shape[:2], -1)
+
+
+def _seen(pixels: Array, taps: list[tuple[Slices, Slices]], size: Size, before: Array | None) -> Array:
+    """The pixel of (C, H, B, W) on which each tap lies at each place, or 0: (C, taps, rows, B, columns).
+
+    What was seen ``before``, of as many images, is written over; it has zeros at the same places.
+    """
     if _is_view(taps, size):
         ((_, (rows, columns)),) = taps
         return pixels[:, rows, :, columns]
     channels, _, images, _ = pixels.shape
-    seen = array_module(pixels).zeros((channels, len(taps), size[0], images, size[1]), pixels.dtype)
+    seen = before
+    if seen is None or seen.shape[3] != images:
+        seen = array_module(pixels).zeros((channels, len(taps), size[0], images, size[1]), pixels.dtype)
     for n, (places, under) in enumerate(taps):
         seen[:, n, places[0], :, places[1]] = pixels[:, under[0], :, under[1]]
     return seen
@@ -189,7 +200,7 @@ def _is_view(taps: list[tuple[Slices, Slices]], size: Size) -> bool:
 
 
 def _rows_at_once(shape: tuple[int, ...], stride: Size) -> int:
-    """How many rows of a kernel are multiplied at once: one, or all."""
+    """How many rows of a kernel have the same columns: one, or all."""
     _, outputs, inputs, height, width = shape
     return height if stride[0] > 1 or width * inputs < 2 * outputs else 1
 

@@ -112,7 +112,7 @@ def judge_layers(table: Table, setting: Setting) -> list[Claim]:
 
     vit, cnn, both = (table[f"cka_{name}"] for name in (*KINDS, "both"))
     before = told(*(different(table[f"start_cka_{kind}"]) for kind in KINDS))
-    says = "A ViT's layers are alike throughout, more than a CNN's (Raghu et al., 2021, section 3)."
+    says = "A ViT's layers are alike throughout, more than a CNN's (Raghu et al., 2021, section 4)."
     numbers = f"CKA {told(different(vit), different(cnn))}, the mean of any two layers (before training {before}); "
     numbers += f"of the first and the last {told(vit[:, 0, -1], cnn[:, 0, -1])}"
     found = [Claim("vit_uniform", says, compare(different(vit), different(cnn)) == 1, numbers)]
@@ -143,7 +143,7 @@ def judge_attention(table: Table, setting: Setting) -> list[Claim]:
 
     first, start = (table[name][:, 0] / setting.even for name in ("distance", "start_distance"))  # (seeds, heads)
     far, near = np.nanmax(first, 1), np.nanmin(first, 1)
-    says = "A ViT looks far already in its first layer (Raghu et al., 2021, section 4)."
+    says = "A ViT looks far already in its first layer (Raghu et al., 2021, section 5)."
     numbers = f"{told('farthest', far, np.nanmax(start, 1))}; far is above {FAR:.0%}"
     found = [Claim("vit_far", says, compare(far, np.full_like(far, FAR)) == 1, numbers)]
     says = "Trained on few images, it has no head there that looks near (the same)."
@@ -161,7 +161,7 @@ def judge_probes(table: Table, setting: Setting) -> list[Claim]:
         return half / np.maximum(lead[:, -1], 0.01)
 
     vit, cnn = share("vit"), share("cnn")
-    says = "What tells the classes is there early in a ViT, and late in a CNN (Raghu et al., 2021, section 7)."
+    says = "What tells the classes is there early in a ViT, and late in a CNN (Raghu et al., 2021)."
     numbers = f"with {setting.shots[-1]} examples of each class, a probe has {plus_minus(vit, 100, 0)} % against "
     numbers += f"{plus_minus(cnn, 100, 0)} % of its lead over chance at half depth already"
     return [Claim("vit_classes_early", says, compare(vit, cnn) == 1, numbers)]

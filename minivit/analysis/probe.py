@@ -154,7 +154,7 @@ def ridge_probe(
     all of them. The targets are 1 for the class and 0 for the others. Of several penalties the one is taken that does
     best on a fifth of the training images (chosen by ``seed``) when fitted to the others, the largest of equals; then
     all are fitted. Raghu et al., "Do Vision Transformers See Like Convolutional Neural Networks?" (2021,
-    arXiv:2108.08810, section 7), probe features so.
+    arXiv:2108.08810), probe features so.
 
     Raises ValueError for arrays that do not fit together, fewer than two training images, and bad penalties.
 

@@ -47,6 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", choices=names, metavar="NAME", help=f"one of {', '.join(names)} (default: by data set)")
     add("--pretrain-epochs", type=int, help="passes over all images without labels (default: by data set)")
     add("--visits", type=int, default=60, help="passes over those with labels (at least 4)")
+    add("--blr", type=float, help="of pretraining: peak learning rate for 256 images a step (default: by data set)")
     add("--norm-pix", action="store_true", help="predict patches with their own mean and deviation taken out")
     add("--lr", type=float, default=3e-3, help="peak learning rate with labels")
     add("--layer-decay", type=float, default=0.85, help="of a pretrained network: rate of each block over the next's")
@@ -57,7 +58,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"--visits must be {LOOKS} or more, --seeds 1 or more, got {args.visits} and {args.seeds}")
     recipe = recipe_of(args.dataset, RECIPES)
     args.model = args.model or recipe.model
-    args.pretrain_epochs = args.pretrain_epochs or recipe.epochs
+    args.pretrain_epochs = recipe.epochs if args.pretrain_epochs is None else args.pretrain_epochs
+    args.blr = recipe.blr if args.blr is None else args.blr
     args.run_dir = args.run_dir or Path("runs") / f"few-labels-{short_name(args.dataset)}"
     return args
 
@@ -68,10 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{train_set!r}, {len(few_labels(train_set, args.labels, 0))} of them with labels; {len(test_set)} to test")
     print(args.run_dir)
     data = {name: getattr(args, name) for name in ("dataset", "data_dir", "size", "train_images", "model")}
+    how = {"epochs": args.pretrain_epochs, "blr": args.blr, "norm_pix": args.norm_pix}
+    name = "-".join(["pretrained", args.model, *map(str, how.values())])
     pretraining = [
-        data
-        | {"part": "pretrain", "epochs": args.pretrain_epochs, "norm_pix": args.norm_pix, "seed": seed}
-        | {"folder": str(args.run_dir / f"pretrained-{args.model}-{args.pretrain_epochs}-{args.norm_pix}-{seed}")}
+        data | how | {"part": "pretrain", "seed": seed, "folder": str(args.run_dir / f"{name}-{seed}")}
         for seed in range(args.seeds)
     ]
     pretrained = sweep(run, pretraining, args.run_dir / "figures", "pretraining")
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n{as_text(table)}\n\n{tell(claims, args.seeds)}\n")
     draw(table, args.run_dir / "few_labels.png")
     figures = {"example": "mae_few_labels", "dataset": args.dataset.partition(":")[0], "model": args.model}
-    figures |= {"labels": args.labels, "pretrain_epochs": args.pretrain_epochs, "visits": args.visits}
+    figures |= {"labels": args.labels, "pretrain_epochs": args.pretrain_epochs, "blr": args.blr, "visits": args.visits}
     figures |= {"seeds": args.seeds, "seconds": round(time.monotonic() - start, 1)}
     for variant, values in table.items():
         figures |= {
@@ -120,7 +122,7 @@ def pretrain(job: Job, train_set: Dataset, test_set: Dataset) -> Figures:
     channels, *size = train_set.images.shape[1:]
     options = {"img_size": size, "in_chans": channels, "norm_pix_loss": job["norm_pix"], "seed": job["seed"]}
     model = create_model(job["model"], **options)
-    lr, folder = recipe.blr * recipe.batch_size / 256, Path(job["folder"])
+    lr, folder = job["blr"] * recipe.batch_size / 256, Path(job["folder"])
     result = fit(
         model,
         AdamW(weight_decay_groups(model, 0.05), lr=lr, betas=(0.9, 0.95)),

@@ -12,7 +12,8 @@ from tests.examples import check_picture, fails, run
 
 def test_the_comparison_from_start_to_end_and_once_more_from_its_files(tmp_path):
     write_set(tmp_path / "data" / "mnist")
-    arguments = ("--dataset", "mnist", "--labels", 10, "--pretrain-epochs", 1, "--visits", 4, "--seeds", 2)
+    arguments = ("--dataset", "mnist", "--labels", 10, "--pretrain-epochs", 1, "--blr", 0.004)
+    arguments += ("--visits", 4, "--seeds", 2)
     code, out, _ = run("mae_few_labels.py", *arguments, cwd=tmp_path)
     assert code == 0, out
     figures, folder = json.loads(out.splitlines()[-1]), tmp_path / "runs" / "few-labels-mnist"
@@ -20,7 +21,7 @@ def test_the_comparison_from_start_to_end_and_once_more_from_its_files(tmp_path)
         assert len(figures[f"{variant}_accuracy"]) == len(figures[f"{variant}_seconds"]) == 2
     assert {"better_than_scratch", "better_than_time"} <= figures.keys()
     check_picture(folder / "few_labels.png")
-    assert load_checkpoint(folder / "pretrained-mae_nano_patch4_28-1-False-0" / "last.npz").meta["model"]
+    assert load_checkpoint(folder / "pretrained-mae_nano_patch4_28-1-0.004-False-0" / "last.npz").meta["model"]
 
     jobs = [json.loads(path.read_text()) for path in (folder / "figures").glob("*.json")]
     names = ("pretrain", "pretrained", "scratch", "time")

@@ -230,7 +230,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mae_vit_large_patch16": _mae((1024, 24, 16), (512, 8, 16), 16, 224),
     "mae_vit_huge_patch14": _mae((1280, 32, 16), (512, 8, 16), 14, 224),
     # their encoders are those of vit_nano_patch4_28 and so on; decoders are about half as wide, and of two blocks
-    "mae_nano_patch7_28": _mae((64, 4, 4), (48, 2, 4), 7, 28, in_chans=1),
     "mae_nano_patch4_28": _mae((64, 6, 4), (48, 2, 4), 4, 28, in_chans=1),
     "mae_nano_patch4_32": _mae((96, 6, 3), (48, 2, 3), 4, 32, mlp_ratio=2.0),
     "mae_micro_patch4_32": _mae((128, 6, 4), (64, 2, 4), 4, 32),

@@ -25,7 +25,7 @@ KINDS = {  # of ops, as the picture shows them
     "linear": ("linear",),
     "attention": ("self_attention", "scaled_dot_product_attention", "softmax", "matmul"),
     "gelu": ("gelu",),
-    "layer norm": ("layer_norm",),
+    "layer norm": ("layer_norm", "add_layer_norm"),
     "input of a block": ("recompute",),
 }
 OTHER = "other"

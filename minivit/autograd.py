@@ -11,6 +11,12 @@ arrays to Tensors and records the call:
 The graph is made of nodes, and nodes hold no data: what the pullback mentions is exactly what the forward pass keeps
 alive. Everything else in this file is bookkeeping: ``backward`` walks from the loss to its ancestors, youngest first,
 and adds up what arrives.
+
+An op may return a tuple of values, where they are cheaper to compute together; its pullback takes a cotangent for each.
+Every result has a node, and between these and the arguments stands the node of the call:
+
+    x ──▶ f ──▶ y, z       dx ◀─ pullback ◀─ (dy, dz) ◀┬─ (dy, None) ◀─ dy
+                                                       └─ (None, dz) ◀─ dz
 """
 
 import functools
@@ -47,9 +53,24 @@ class Node:
     def __init__(self, op: str, value: Array, parents: tuple, pullback: Callable):
         self.birth = next(_births)  # an input is born before its output: birth order is a topological order
         self.op = op
-        self.shape, self.dtype = value.shape, value.dtype
+        self.shape, self.dtype = value.shape, value.dtype  # tuples, where the op has several results
         self.parents = parents  # for each argument its Node, the Tensor itself where it is a leaf, or None
         self.pullback = pullback
+
+
+class Several(tuple):
+    """The values of an op with several results, or their cotangents: None where none has arrived."""
+
+    shape = property(lambda self: tuple(value.shape for value in self))
+    dtype = property(lambda self: tuple(value.dtype for value in self))
+
+    def __add__(self, other: "Several") -> "Several":
+        return Several(y if x is None else x if y is None else x + y for x, y in zip(self, other))
+
+    def filled(self, like: Node) -> Iterator[Array]:
+        """With zeros for a result that the loss does not depend on."""
+        xp = array_module(next(dy for dy in self if dy is not None))
+        return (xp.zeros(*kind) if dy is None else dy for dy, *kind in zip(self, like.shape, like.dtype))
 
 
 class Tensor:
@@ -72,11 +93,10 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
             raise TypeError("Tensor needs an array or numbers, got a Tensor: use .detach()")
-        if isinstance(data, np.generic):  # a full reduction in NumPy gives a scalar, not an array
-            data = np.asarray(data)
         if not hasattr(data, "dtype"):
             data = np.asarray(data)
             data = data.astype(np.float32) if data.dtype.kind == "f" else data
+        data = np.asarray(data) if isinstance(data, np.generic) else data  # of a full reduction NumPy gives a scalar
         if data.dtype.kind != "f" and data.dtype.name != "bfloat16":
             raise TypeError(
                 f"a Tensor holds floating-point numbers, got {data.dtype}: convert with .astype(np.float32); "
@@ -117,23 +137,21 @@ class Tensor:
         """Add ∂L/∂x to ``x.grad`` for every leaf x with ``requires_grad`` that this Tensor was computed from.
 
         ``gradient`` is ∂L/∂self; without it, self must be a single number, the loss L, and ∂L/∂L = 1. The graph is
-        freed on the way, so memory falls as the walk proceeds, and a graph serves one backward.
-
-        With ``into`` no ``.grad`` is touched: gradients are added to the arrays of that dict, by leaf, and leaves that
-        it lacks are put in. So threads can go back through graphs of their own to the same Parameters.
+        freed on the way, so memory falls as the walk proceeds, and a graph serves one backward. With ``into`` no
+        ``.grad`` is touched: gradients are added to the arrays of that dict, by leaf, and leaves that it lacks are put
+        in. So threads can go back through graphs of their own to the same Parameters.
 
         Raises ValueError for a non-scalar loss or a gradient of another shape, RuntimeError where there is nothing
         to go back through, or where the graph has been freed already.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() has nothing to do: no input of this computation has requires_grad=True")
-        if gradient is None:
-            if self.size != 1:
-                raise ValueError(
-                    f"backward() starts from a single number, the loss; this Tensor has shape {self.shape}: "
-                    "reduce it with .sum() or .mean(), or pass gradient="
-                )
-            gradient = array_module(self.data).ones_like(self.data)
+        if gradient is None and self.size != 1:
+            raise ValueError(
+                f"backward() starts from a single number, the loss; this Tensor has shape {self.shape}: "
+                "reduce it with .sum() or .mean(), or pass gradient="
+            )
+        gradient = array_module(self.data).ones_like(self.data) if gradient is None else gradient
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, the Tensor {self.shape}")
 
@@ -151,7 +169,8 @@ class Tensor:
             for x, dx in zip(parents, cotangents):
                 if x is None:
                     continue
-                dx = unbroadcast(dx, x.shape).astype(x.dtype, copy=False)  # half where the value was half
+                if not isinstance(dx, Several):
+                    dx = unbroadcast(dx, x.shape).astype(x.dtype, copy=False)  # half where the value was half
                 if x.birth in arrived:
                     arrived[x.birth] = arrived[x.birth] + dx  # not in place: dx may be shared with another branch
                 else:
@@ -188,10 +207,10 @@ class Buffer(Parameter):
 def op(function: Callable) -> Callable:
     """Lift ``function(*arrays, **options) -> (value, pullback)`` from arrays to Tensors, and record the calls.
 
-    ``pullback(dy)`` returns one cotangent for each of the leading positional arguments (a lone one need not be a
-    tuple; None where nothing flows). A cotangent may have the broadcast shape: the walk back sums it. Arguments that
-    are plain arrays or numbers are constants. The function itself stays available as ``.raw``; on a GPU, a fused kernel
-    may stand in for it.
+    ``pullback(dy)``, or ``pullback(dy, dz)`` where the value is a tuple of two, returns one cotangent for each of the
+    leading positional arguments (a lone one need not be a tuple; None where nothing flows). A cotangent may have the
+    broadcast shape: the walk back sums it. Arguments that are plain arrays or numbers are constants. The function
+    itself stays available as ``.raw``; on a GPU, a fused kernel may stand in for it.
 
     >>> @op
     ... def scale(x, factor):
@@ -217,15 +236,25 @@ def op(function: Callable) -> Callable:
             value, pullback = implementation(function, *raw[:2])(*raw, **options)
         finally:
             _state.wanted = outer
-        if _state.anomaly:
-            _check_finite(f"the forward pass of {name}", value)
-        y = Tensor(value, requires_grad=needed)
-        if needed:
-            y.node = Node(name, y.data, tuple(map(_origin, args)), pullback)
-        return y
+        parents = tuple(map(_origin, args)) if needed else None
+        if not isinstance(value, tuple):
+            return _result(name, value, parents, pullback)
+        places, call = range(len(value)), (Node(name, Several(value), parents, pullback),) if needed else None
+        puts = (lambda dy, i=i: (Several(dy if k == i else None for k in places),) for i in places)
+        return tuple(_result(name, part, call, put) for part, put in zip(value, puts))
 
     lifted.raw = function
     return lifted
+
+
+def _result(name: str, value: Array, parents: tuple | None, pullback: Callable) -> Tensor:
+    """A Tensor, with its history where there is one."""
+    if _state.anomaly:
+        _check_finite(f"the forward pass of {name}", value)
+    y = Tensor(value, requires_grad=parents is not None)
+    if parents is not None:
+        y.node = Node(name, y.data, parents, pullback)
+    return y
 
 
 def recording() -> bool:
@@ -270,9 +299,7 @@ def grad_enabled() -> bool:
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside: the first NaN or infinity raises FloatingPointError with the op and the direction it came from.
-
-    Every result is inspected, so this is slow, and for looking only.
+    """Inside: the first NaN or infinity raises FloatingPointError with the op and the direction it came from. Slow.
 
     >>> with detect_anomaly(), np.errstate(divide="ignore"):
     ...     Tensor([0.0]).log()
@@ -320,7 +347,7 @@ def _origin(arg: Any) -> "Node | Tensor | None":
 
 
 def _pull_back(y: Node, dy: Array) -> tuple:
-    cotangents = y.pullback(dy)
+    cotangents = y.pullback(*dy.filled(y)) if isinstance(dy, Several) else y.pullback(dy)
     if not isinstance(cotangents, tuple):
         cotangents = (cotangents,)
     cotangents += (None,) * (len(y.parents) - len(cotangents))
@@ -331,12 +358,12 @@ def _pull_back(y: Node, dy: Array) -> tuple:
             )
     if _state.anomaly:
         for dx in cotangents:
-            if dx is not None:
+            if dx is not None and not isinstance(dx, Several):
                 _check_finite(f"the backward pass of {y.op}", dx)
     return cotangents
 
 
-def _freed(dy):
+def _freed(*cotangents):
     raise RuntimeError("backward() went through this graph before, and freed it: compute the loss again")
 
 

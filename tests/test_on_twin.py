@@ -19,7 +19,7 @@ from minivit.random import layer_uniform, sampling, uniform
 from tests.devices import cupy, moved, no_waiting
 from tests.models.test_vit import networks, small
 from tests.nn import test_gradients as layers
-from tests.rules import cotangent
+from tests.rules import cotangent, one_result
 from tests.strategies import CASES, Case, flags, generators
 
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -37,7 +37,7 @@ def assert_same(on_gpu, on_cpu):
 @given(data=st.data(), single=flags)
 def test_ops(name, data, single):
     """Value and gradients. The arguments cannot be written to, as in all cases of ``tests/strategies.py``."""
-    function, case = getattr(ops, name), data.draw(CASES[name])
+    function, case = one_result(getattr(ops, name)), data.draw(CASES[name])
     case = case.astype(np.float32) if single else case
 
     def value_and_gradients(case, array):
@@ -59,7 +59,8 @@ def test_ops(name, data, single):
 def test_gradients_of_ops(name, data):
     case = data.draw(CASES[name])
     options = {name: moved(option) for name, option in case.options.items()}
-    assert gradcheck(lambda *args: getattr(ops, name)(*args, **options), *map(moved, case.args)) <= 1e-7
+    function = one_result(getattr(ops, name))
+    assert gradcheck(lambda *args: function(*args, **options), *map(moved, case.args)) <= 1e-7
 
 
 def test_a_wrong_gradient_is_found_and_its_place_told():

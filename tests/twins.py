@@ -48,6 +48,12 @@ def layer_norm(x, weight, bias, eps):
     return centred / (variance + eps).sqrt() * weight + bias
 
 
+def add_layer_norm(x, branch, weight, bias, eps):
+    """Both results side by side: see ``rules.one_result``."""
+    z = x + branch
+    return ops.concatenate(layer_norm(z, weight, bias, eps).reshape(-1), z.reshape(-1))
+
+
 def rms_norm(x, weight, eps):
     return x / ((x * x).mean(-1, keepdims=True) + eps).sqrt() * weight
 
@@ -204,6 +210,7 @@ def avg_pool2d(x, kernel_size, stride=None, padding=0, count_include_pad=True):
 
 
 TWINS = {
+    "add_layer_norm": add_layer_norm,
     "avg_pool2d": avg_pool2d,
     "batch_norm": batch_norm,
     "by_distance": by_distance,

@@ -40,7 +40,7 @@ def add(x: Array, y: Array) -> tuple:
     """
     if not (_known(x) and _known(y)) or not (x.shape == y.shape or _repeats(y.shape, x.shape)):
         return ops.add.raw(x, y)
-    z = array_module(x).empty(x.shape, "float32" if "float32" in (x.dtype, y.dtype) else x.dtype)
+    z = array_module(x).empty(x.shape, sum_type(x, y))
     arrays, types = (packed(x), packed(y), z), {"X": x.dtype, "Y": y.dtype, "Z": z.dtype}
     x_dtype, y_dtype, shape, size = x.dtype, y.dtype, y.shape, y.size
     if x.shape == shape:
@@ -49,6 +49,11 @@ def add(x: Array, y: Array) -> tuple:
     launch_elements("elementwise", "add_to_each", z.size, *arrays, last=size // 4, **types)
     for_y = wanted(1)
     return z, lambda dz: (cast(dz, x_dtype), column_sums(dz.reshape(-1, size)).reshape(shape) if for_y else None)
+
+
+def sum_type(x: Array, y: Array) -> Any:
+    """The dtype of x + y: the wider of the two, of those that kernels know."""
+    return x.dtype if x.dtype == "float32" else y.dtype
 
 
 @stands_in_for(ops.scale.raw)

@@ -49,6 +49,34 @@ def layer_norm(x, weight, bias, eps=1e-6):
 
 
 @op
+def add_layer_norm(x, branch, weight, bias, eps=1e-6):
+    """(y, z): z = x + ``branch``, a residual connection, and y = LN(z), what the next branch starts from; of one shape.
+
+    z has two readers, that branch and the next sum. Backwards their cotangents meet here: x and ``branch`` both get
+
+        dx = dz + r (g − mean(g) − x̂ mean(g ⊙ x̂)),
+
+    the way back through ``layer_norm`` with dz added. As one op, it needs one pass over memory each way, where a sum, a
+    norm and the meeting of cotangents need three: which matters on a GPU (``cuda/kernels/layer_norm.cu``).
+
+    >>> y, z = add_layer_norm(Tensor([1.0, 2.0]), Tensor([0.0, 1.0]), Tensor([1.0, 1.0]), Tensor([0.0, 0.0]))
+    >>> y.numpy().round(3), z.numpy()
+    (array([-1.,  1.], dtype=float32), array([1., 3.], dtype=float32))
+    """
+    if x.shape != branch.shape:
+        raise ValueError(f"add_layer_norm adds arrays of one shape, got {x.shape} and {branch.shape}")
+    z = x + branch
+    y, norm_pullback = layer_norm.raw(z, weight, bias, eps)
+
+    def pullback(dy, dz):
+        dx, dweight, dbias = norm_pullback(dy)
+        dx += dz
+        return dx, dx, dweight, dbias
+
+    return (y, z), pullback
+
+
+@op
 def rms_norm(x, weight, eps=1e-6):
     """y = x̂ ⊙ γ with x̂ = x r, r = 1/√(mean(x²) + eps), over the last axis of length D; γ is ``weight`` (D,).
 

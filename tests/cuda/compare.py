@@ -26,26 +26,33 @@ def exact(array: Any) -> Any:
 def errors(
     stand_in: Callable, xp: Any, args: tuple, dy_dtype: Any = None, seed: int = 0, **options: Any
 ) -> list[float]:
-    """The largest error of the value and of each cotangent, relative to its largest number.
+    """The largest error of each value and of each cotangent, relative to its largest number.
 
     ``args`` are arrays on the host. The formula is ``stand_in.formula``. What the pullback gives in the broadcast
     shape is summed as the engine would.
     """
-    value, pullback = stand_in(*(xp.asarray(a) if isinstance(a, np.ndarray) else a for a in args), **options)
+    values, pullback = stand_in(*(xp.asarray(a) if isinstance(a, np.ndarray) else a for a in args), **options)
     right, right_pullback = stand_in.formula(*map(exact, args), **options)
-    dy = numbers(seed + 1, *right.shape, dtype=dy_dtype or value.dtype)
-    found, wanted = pullback(xp.asarray(dy)), right_pullback(exact(dy))
-    found, wanted = ((c if isinstance(c, tuple) else (c,)) for c in (found, wanted))
-    again = pullback(xp.asarray(dy))
-    for first, second in zip(found, again if isinstance(again, tuple) else (again,)):
+    values, right = as_tuple(values), as_tuple(right)
+    dys = [
+        numbers(seed + i, *y.shape, dtype=dy_dtype or value.dtype)
+        for i, (y, value) in enumerate(zip(right, values), start=1)
+    ]
+    found, again = (as_tuple(pullback(*map(xp.asarray, dys))) for _ in range(2))
+    wanted = as_tuple(right_pullback(*map(exact, dys)))
+    for first, second in zip(found, again, strict=True):
         if first is not None:
             np.testing.assert_array_equal(exact(first), exact(second))  # to the last bit, and nothing was written to
-    pairs = [(value, right)]
+    pairs = list(zip(values, right, strict=True))
     for x, dx, right_dx in zip(args, found, wanted):
         assert (dx is None) == (right_dx is None)
         if dx is not None:
             pairs.append((_summed(exact(dx), x.shape), _summed(right_dx, x.shape)))
     return [relative(exact(a), np.asarray(b)) for a, b in pairs]
+
+
+def as_tuple(thing: Any) -> tuple:
+    return thing if isinstance(thing, tuple) else (thing,)
 
 
 def relative(found: np.ndarray, right: np.ndarray) -> float:

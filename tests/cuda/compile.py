@@ -20,7 +20,11 @@ USES: dict[str, list[dict]] = {  # of each file: constants as the stand-ins choo
         for head in (32, 64)
         for tokens, warps in ((17, 2), (50, 4), (65, 3), (145, 4), (197, 4), (208, 4), (256, 4))
     ],
-    "layer_norm": [dict(X=x, Y=y, WIDTH=width) for x, y in ((F, F), (F, H), (H, H)) for width in (192, 384, 768)],
+    "layer_norm": [
+        dict(X=x, B=b, Z=z, Y=y, WIDTH=width)
+        for x, b, z, y in ((F, F, F, F), (F, H, F, H), (H, F, F, H), (H, H, H, H))
+        for width in (192, 384, 768)
+    ],
     "norm": [{}],
     "optim": [{}],
     "philox": [{}],

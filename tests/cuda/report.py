@@ -40,6 +40,11 @@ def of_ops(t: str) -> list[tuple[Callable, tuple, dict]]:
         (cuda.linear.linear, (N(24, 64, dtype=t), numbers(1, 96, 64), numbers(2, 96)), {}),
         (cuda.linear.matmul, (N(3, 24, 32, dtype=t), numbers(1, 3, 32, 16, dtype=t)), {}),
         (cuda.normalization.layer_norm, (N(24, 384, dtype=t), 1 + numbers(1, 384), numbers(2, 384)), {}),
+        (
+            cuda.normalization.add_layer_norm,
+            (N(24, 384), numbers(3, 24, 384, dtype=t), 1 + numbers(1, 384), numbers(2, 384)),
+            {},
+        ),
         (cuda.attention.self_attention, (N(1, 50, 192, dtype=t),), {"num_heads": 2}),
         (cuda.attention.scaled_dot_product_attention, tuple(numbers(i, 2, 2, 9, 32, dtype=t) for i in range(3)), {}),
         (cuda.activation.gelu, (N(24, 64, dtype=t, scale=2),), {}),

@@ -121,8 +121,8 @@ def watched():
                 return result
             value, pullback = result
 
-            def checked(dy):
-                cotangents = pullback(dy)
+            def checked(*dy):
+                cotangents = pullback(*dy)
                 for x, dx in zip(args, cotangents if isinstance(cotangents, tuple) else (cotangents,)):
                     assert dx is None or dx.dtype == x.dtype, f"{stand_in.__name__}: {dx.dtype} for {x.dtype}"
                 return cotangents
@@ -173,14 +173,15 @@ def test_every_op_of_a_step_is_fused(gpu):
         one_step(model, optimizer_for(model), data)
     assert not left
     assert set(used) == {
-        "adamw", "add", "cross_entropy", "gelu", "layer_norm", "linear", "norm_and_scale", "patchify", "scale",
-        "scaled_dot_product_attention", "self_attention", "uniform", "write",
+        "adamw", "add", "add_layer_norm", "cross_entropy", "gelu", "layer_norm", "linear", "norm_and_scale", "patchify",
+        "scale", "scaled_dot_product_attention", "self_attention", "uniform", "write",
     }  # fmt: skip
     assert kernels == {
-        "adamw", "add", "add_to_each", "attention", "attention_backward_keys", "attention_backward_queries", "cast",
-        "column_sums", "cross_entropy", "cross_entropy_backward", "gelu", "gelu_backward", "layer_norm",
-        "layer_norm_backward", "multiply", "norm_and_scale", "patchify", "scale", "scale_each", "softmax",
-        "softmax_backward", "squares", "uniform", "write_numbers",
+        "adamw", "add", "add_layer_norm", "add_layer_norm_backward", "add_to_each", "attention",
+        "attention_backward_keys", "attention_backward_queries", "cast", "column_sums", "cross_entropy",
+        "cross_entropy_backward", "gelu", "gelu_backward", "layer_norm", "layer_norm_backward", "multiply",
+        "norm_and_scale", "patchify", "scale", "scale_each", "softmax", "softmax_backward", "squares",
+        "uniform", "write_numbers",
     }  # fmt: skip
 
 

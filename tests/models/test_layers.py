@@ -33,6 +33,15 @@ def test_the_layers_of_a_transformer(model, last):
     assert layers_of(model) == [EMBEDDING, "blocks.0", "blocks.1", last]
 
 
+def test_of_a_norm_that_adds_a_branch_first_the_norm_is_seen():
+    """The second norm of a block gives the sum z′ as well."""
+    model, x = small(), images()
+    seen = read(model, ["embedding", "blocks.0.attn", "blocks.0.norm2", "blocks.0.mlp", "blocks.0"], x)
+    block, z = model.blocks[0], seen["embedding"] + seen["blocks.0.attn"]
+    close(seen["blocks.0.norm2"], block.norm2(Tensor(z)).data)
+    close(seen["blocks.0"], z + seen["blocks.0.mlp"])
+
+
 def test_the_layers_of_a_resnet():
     model = test_resnet.small(layers=(2, 1))
     assert layers_of(model) == [EMBEDDING, "layer1.0", "layer1.1", "layer2.0", POOLED]

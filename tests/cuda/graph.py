@@ -99,6 +99,7 @@ class Stream(PlainStream):
         for owner, name, function in _everything():
             refused = name in CUBLAS and not self.products
             call = _refused(name) if refused else self._graph.recorded(function)
+            call = _of_few(call) if name in ("stack", "concatenate") else call
             self._capture.enter_context(mock.patch.object(owner, name, call))
 
     def end_capture(self) -> Graph:
@@ -111,6 +112,16 @@ class Stream(PlainStream):
 def _refused(name: str) -> Callable:
     def call(*args, **options):
         raise NotImplementedError(f"calling cuBLAS API during stream capture is currently unsupported: {name}")
+
+    return call
+
+
+def _of_few(function: Callable) -> Callable:
+    """Of more than eight arrays CuPy copies the addresses to the GPU, which cannot be recorded."""
+
+    def call(arrays, *args, **options):
+        assert len(arrays) <= 8, f"{len(arrays)} arrays are put together during a capture"
+        return function(arrays, *args, **options)
 
     return call
 

@@ -167,6 +167,14 @@ def test_the_same_steps_as_op_by_op(gpu, max_norm, layout):
         np.testing.assert_allclose(exact(a), exact(b), rtol=1e-5, atol=1e-7)
 
 
+def test_many_micro_batches_are_recorded(gpu):
+    """Ten pieces: more than CuPy puts together without the host."""
+    layout = Layout(micro_batch=1)
+    (found,), _ = trained(vit(gpu), captured(layout=layout), count=1, size=10)
+    (expected,), _ = trained(vit(gpu), op_by_op(layout=layout), count=1, size=10)
+    assert (found.correct, found.loss) == (expected.correct, pytest.approx(expected.loss, rel=1e-6))
+
+
 def test_masks_change_from_step_to_step(gpu):
     """The same batch under two keys, and with a rate of zero: only the masks can make the difference."""
     model = vit(gpu)

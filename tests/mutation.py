@@ -69,6 +69,9 @@ EQUIVALENT = {  # reason: (function, line before, line after)
          "dbias = dy.sum((3, 2)) if bias_wanted else None"),
     ],
     "all arrays are of one module": [("concatenate", "xp = array_module(arrays[0])", "xp = array_module(arrays[-1])")],
+    "it is multiplied by 0": [
+        ("power", "below = exponent - 1 if exponent else 0", "below = exponent - 1 if exponent else 1"),
+    ],
     "Φ(0) is a half, from either side": [("_gelu_exact", "tail -= x > 0", "tail -= x >= 0")],
     "a range serves as well as a tuple": [("_axes", "return tuple(range(ndim))", "return range(ndim)")],
     "half precision, which has a test of its own, is normalised in float32": [

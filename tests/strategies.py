@@ -54,6 +54,10 @@ def positive(rng, shape):
     return rng.uniform(0.5, 2, shape)
 
 
+def normal_or_zero(rng, shape):
+    return rng.standard_normal(shape) * rng.integers(2, size=shape)
+
+
 def nonzero(rng, shape):
     """Of either sign, at least 0.2 away from 0."""
     return rng.choice([-1, 1], shape) * rng.uniform(0.2, 2, shape)
@@ -126,8 +130,10 @@ def scalings(draw):
 
 @st.composite
 def powers(draw):
+    """x⁰ is smooth, and 1, at 0 too."""
     exponent = draw(st.sampled_from([2, 3, -1, 1, 0, 0.5, -1.5]))
-    return Case((draw(arrays(draw(shapes), nonzero if isinstance(exponent, int) else positive)), exponent))
+    values = normal_or_zero if exponent == 0 else nonzero if isinstance(exponent, int) else positive
+    return Case((draw(arrays(draw(shapes), values)), exponent))
 
 
 @st.composite

@@ -138,7 +138,8 @@ class Attention(Module):
     def flops(self, inputs: tuple, output: Tensor) -> int:
         tokens = inputs[0].shape[1]
         queries = tokens if self.drops_weights else output.shape[1]
-        return 2 * 2 * len(output) * queries * tokens * self.width  # q kᵀ and A v
+        vectors = 2 * tokens + (self.rel_pos.vectors if self.rel_pos else 0)  # q kᵀ, A v, and those of positions
+        return 2 * len(output) * queries * vectors * self.width
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

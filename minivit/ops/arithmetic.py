@@ -81,7 +81,8 @@ def power(x, exponent):
     """
     if not isinstance(exponent, (int, float)):
         raise TypeError(f"power needs a number as exponent, got {type(exponent).__name__}")
-    return x**exponent, lambda dy: dy * (exponent * x ** (exponent - 1))
+    below = exponent - 1 if exponent else 0  # x⁰ has the slope 0 everywhere; x⁻¹ has none at 0
+    return x**exponent, lambda dy: dy * (exponent * x**below)
 
 
 @op

@@ -1,5 +1,7 @@
 """Multi-head attention against its definition, head by head, and what follows from it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from minivit import Tensor, ops
 from minivit.nn import Attention, observe
+from minivit.nn.position import ShawPosition
 from minivit.random import sampling
 from tests.nn.test_gradients import EPS, attentions, randomise, tokens
 from tests.rules import cotangent
@@ -168,6 +171,13 @@ def test_parameters_have_timms_names_and_shapes():
 def test_heads_that_do_not_divide_the_width_get_a_sentence(dim, heads):
     with pytest.raises(ValueError, match=f"num_heads {heads} must divide dim {dim}"):
         Attention(dim, heads)
+
+
+def test_flops_with_shaw_are_those_of_its_vectors_too():
+    """2 · 3 + 1 for keys and as many for values, beside five keys and five values."""
+    plain, shaw = Attention(12, 3), Attention(12, 3, rel_pos=partial(ShawPosition, (2, 2), 1, max_distance=3))
+    x = Tensor(np.ones((2, 5, 12), np.float32))
+    assert shaw.flops((x,), shaw(x)) * 10 == plain.flops((x,), plain(x)) * (10 + 14)
 
 
 def test_flops_are_those_of_the_two_products_of_every_head():

@@ -29,8 +29,9 @@ class RelativePosition(Module):
     """Base of all: a grid of H × W patches after ``prefix_tokens`` (class token and registers), N tokens together.
 
     As it stands it does nothing. A subclass overrides what it does (and says with ``reads_weights`` that it needs A for
-    ``values``, which the fused ops do not give), and ``resized_table`` where a table of its
-    depends on the grid. Tables start at zero; ``nn.init`` draws them.
+    ``values``, which the fused ops do not give, and with ``vectors`` how many learned vectors each query or its weights
+    are multiplied with), and ``resized_table`` where a table of its depends on the grid. Tables start at zero;
+    ``nn.init`` draws them.
 
     >>> plain = RelativePosition(grid=(2, 3), prefix_tokens=1, num_heads=2, head_dim=4)
     >>> plain.num_tokens, plain.bias() is None
@@ -38,6 +39,7 @@ class RelativePosition(Module):
     """
 
     reads_weights = False
+    vectors = 0
 
     def __init__(self, grid: Grid, prefix_tokens: int, num_heads: int, head_dim: int):
         self.grid = tuple(grid)

@@ -42,6 +42,10 @@ class ShawPosition(RelativePosition):
         self.relative_keys = Parameter(np.zeros((2 * max_distance + 1, head_dim), np.float32))
         self.relative_values = Parameter(np.zeros((2 * max_distance + 1, head_dim), np.float32))
 
+    @property
+    def vectors(self) -> int:
+        return len(self.relative_keys) + len(self.relative_values)
+
     def scores(self, q: Tensor) -> Tensor:
         return ops.by_distance(ops.linear(q, self.relative_keys), self.num_tokens)
 

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from claims import Claim, compare, plus_minus, tell
 from pretrain_mae import RECIPES, augmentations
-from running import crop_and_flip, data_options, recipe_of, sentences, short_name
+from running import augmentation_options, augmented, data_options, recipe_of, sentences, short_name
 from sweep import Figures, Job, by_variant, sweep
 from train_vit import RECIPES as SUPERVISED
 from train_vit import load_data
@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--visits", type=int, default=60, help="passes over those with labels (at least 4)")
     add("--blr", type=float, help="of pretraining: peak learning rate for 256 images a step (default: by data set)")
     add("--norm-pix", action="store_true", help="predict patches with their own mean and deviation taken out")
+    augmentation_options(parser)  # of the images with labels
     add("--lr", type=float, default=3e-3, help="peak learning rate with labels")
     add("--layer-decay", type=float, default=0.85, help="of a pretrained network: rate of each block over the next's")
     add("--seeds", type=int, default=3, help="how often all is done")
@@ -60,6 +61,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args.model = args.model or recipe.model
     args.pretrain_epochs = recipe.epochs if args.pretrain_epochs is None else args.pretrain_epochs
     args.blr = recipe.blr if args.blr is None else args.blr
+    with_labels = recipe_of(args.dataset, SUPERVISED)
+    args.crop = with_labels.crop if args.crop is None else args.crop
+    args.flip = with_labels.flip if args.flip is None else args.flip
+    augmented(args)  # a wrong name is told before the hours of pretraining
     args.run_dir = args.run_dir or Path("runs") / f"few-labels-{short_name(args.dataset)}"
     return args
 
@@ -80,7 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     def with_labels(part: str, job: Job, visits: int) -> Job:
         decay = args.layer_decay if part == "pretrained" else 1.0
-        return job | {"part": part, "labels": args.labels, "visits": visits, "lr": args.lr, "layer_decay": decay}
+        changes = {"crop": args.crop, "flip": args.flip, "augment": args.augment}
+        how = {"labels": args.labels, "visits": visits, "lr": args.lr, "layer_decay": decay}
+        return job | {"part": part} | how | changes
 
     jobs = [with_labels(part, job, args.visits) for part in ("pretrained", "scratch") for job in pretraining]
     results = sweep(run, jobs, args.run_dir / "figures", "few labels")
@@ -97,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw(table, args.run_dir / "few_labels.png")
     figures = {"example": "mae_few_labels", "dataset": args.dataset.partition(":")[0], "model": args.model}
     figures |= {"labels": args.labels, "pretrain_epochs": args.pretrain_epochs, "blr": args.blr, "visits": args.visits}
+    figures |= {"crop": args.crop, "flip": args.flip, "augment": args.augment}
     figures |= {"seeds": args.seeds, "seconds": round(time.monotonic() - start, 1)}
     for variant, values in table.items():
         figures |= {
@@ -150,14 +158,13 @@ def learn(job: Job, train_set: Dataset, test_set: Dataset) -> Figures:
     )
     if job["part"] == "pretrained":
         take_encoder(model, pretrained)
-    recipe = recipe_of(job["dataset"], SUPERVISED)
     looks = max(1, min(LOOKS * job["visits"] // 60, 20))
     visited = labelled.subset(np.tile(np.arange(len(labelled)), round(job["visits"] / looks)))
     with TemporaryDirectory() as folder:
         result = fit(
             model,
             AdamW(layer_decay_groups(model, 0.05, job["layer_decay"]), lr=job["lr"]),
-            Loader(visited, 50, job["seed"], augment=crop_and_flip(recipe)),
+            Loader(visited, 50, job["seed"], **augmented(argparse.Namespace(**job))),
             Loader(test_set, 250, shuffle=False),
             TrainConfig(
                 folder, looks, job["lr"], warmup_epochs=0.1 * looks, clip=1.0, seed=job["seed"], save_epochs=looks,

@@ -120,11 +120,9 @@ def naming_layers(model: Module) -> Iterator[dict[Node, str]]:
     layers: dict[Node, str] = {}
 
     def name_nodes(module: Module, inputs: tuple, output: Any) -> None:
-        if id(module) not in names:
-            return
-        ends = {x.node for x in inputs if isinstance(x, Tensor)}
-        for y in output if isinstance(output, tuple) else (output,):
-            for node in _history(y.node, ends) if isinstance(y, Tensor) else ():
+        if id(module) in names and isinstance(output, Tensor):
+            ends = {x.node for x in inputs if isinstance(x, Tensor)}
+            for node in _history(output.node, ends):
                 layers.setdefault(node, names[id(module)] or "(model)")
 
     with observe(name_nodes):

@@ -83,17 +83,12 @@ def observe_layers(model: Module, layers: Sequence[str], look: Callable[[str, An
         for layer, part in wanted.items():
             if part is module:
                 seen.add(layer)
-                look(layer, inputs[0] if layer in (EMBEDDING, POOLED) else _first(output))
+                look(layer, inputs[0] if layer in (EMBEDDING, POOLED) else output)
 
     with observe(keep):
         yield
     if unseen := [layer for layer in wanted if layer not in seen]:
         raise ValueError(f"{type(model).__name__} did not run its layer {unseen[0]!r}: nothing could be read")
-
-
-def _first(output: Any) -> Any:
-    """What a layer is named for, where it gives more: a layer norm also gives the sum that it normalised."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _blocks(model: Module) -> list[str]:

@@ -48,5 +48,5 @@ class Block(Module):
 
     def forward(self, z: Tensor, keep: int | None = None) -> Tensor:
         y = self.attn(self.norm1(z), queries=keep)
-        y, z = self.norm2(z if keep is None else z[:, :keep], self.drop_path1(self.ls1(y)))  # LN(z′), z′ = z + …
+        y, z = self.norm2.of_sum(z if keep is None else z[:, :keep], self.drop_path1(self.ls1(y)))  # LN(z′) and z′
         return z + self.drop_path2(self.ls2(self.mlp(y)))

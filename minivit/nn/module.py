@@ -125,9 +125,13 @@ class Module:
 
     def __call__(self, *inputs, **options):
         output = self.forward(*inputs, **options)
+        self.observed(inputs, output)
+        return output
+
+    def observed(self, inputs: tuple, output: Any) -> None:
+        """Show those who ``observe`` what went in and what came out, where another method than ``forward`` ran."""
         for callback in _observers.callbacks:
             callback(self, inputs, output)
-        return output
 
     def flops(self, inputs: tuple, output: Any) -> int:
         """Operations of this layer's own matrix products, a multiply-add being two; those of its parts not included."""

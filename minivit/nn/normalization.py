@@ -10,10 +10,8 @@ from minivit.nn.module import Module
 class LayerNorm(Module):
     """Layer normalisation of each token, ``weight`` and ``bias`` (dim,): see ``ops.layer_norm``.
 
-    Given a ``branch``, it is added first, and the result is (LN(x + branch), x + branch): see ``ops.add_layer_norm``.
-
-    >>> norm = LayerNorm(2)
-    >>> norm(Tensor([[1.0, 3.0]])).numpy().round(3)
+    >>> x = LayerNorm(2)(Tensor([[1.0, 3.0]]))
+    >>> x.numpy().round(3)
     array([[-1.,  1.]], dtype=float32)
     """
 
@@ -22,10 +20,14 @@ class LayerNorm(Module):
         self.weight = Parameter(np.ones(dim, np.float32))
         self.bias = Parameter(np.zeros(dim, np.float32))
 
-    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if branch is None:
-            return ops.layer_norm(x, self.weight, self.bias, self.eps)
-        return ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """LN(z) and z = x + branch: see ``ops.add_layer_norm``. As a layer's output, observers are shown LN(z)."""
+        y, z = ops.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+        self.observed((x, branch), y)
+        return y, z
 
     def extra_repr(self) -> str:
         return f"eps={self.eps:g}"

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from minivit import Tensor
 from minivit.models import VisionTransformer
-from minivit.models.layers import observe_layers
 from minivit.nn import observe
 from minivit.random import bookmark, sampling
 from tests.models.test_vit import images, networks, small
@@ -92,12 +91,13 @@ def test_gradients_of_a_block_that_keeps_some_tokens(drawn, keep, training, rng)
 @pytest.mark.parametrize("pool", ["token", "avg", "max", "avgmax", ""])
 def test_for_other_pools_the_last_block_gives_all_tokens(pool, training):
     model, seen = small(global_pool=pool, reg_tokens=2).train(training), {}
-    first, last = ([f"blocks.{i}{part}" for part in ("", ".mlp", ".norm2", ".norm1")] for i in range(2))
-    with observe_layers(model, [*first, *last, "norm"], lambda layer, x: seen.update({layer: x.shape})):
+    with observe(lambda layer, inputs, output: seen.update({id(layer): output.shape})):
         model(images())
-    assert {seen[layer] for layer in first} == {(4, 9, 12)}
-    assert {seen[layer] for layer in (*last[:3], "norm")} == {(4, 1 if pool == "token" else 9, 12)}
-    assert seen["blocks.1.norm1"] == (4, 9, 12)
+    first, last = model.blocks
+    assert seen[id(first)] == seen[id(first.mlp)] == (4, 9, 12)
+    assert seen[id(last)] == seen[id(last.mlp)] == seen[id(last.norm2)] == (4, 1 if pool == "token" else 9, 12)
+    assert seen[id(last.norm1)] == (4, 9, 12)
+    assert seen[id(model.norm)] == seen[id(last)]
 
 
 @pytest.mark.parametrize("pool", ["token", "avg", ""])

@@ -34,7 +34,7 @@ def test_the_layers_of_a_transformer(model, last):
 
 
 def test_of_a_norm_that_adds_a_branch_first_the_norm_is_seen():
-    """The second norm of a block gives the sum z′ as well."""
+    """The second norm of a block, which gives the sum z′ as well."""
     model, x = small(), images()
     seen = read(model, ["embedding", "blocks.0.attn", "blocks.0.norm2", "blocks.0.mlp", "blocks.0"], x)
     block, z = model.blocks[0], seen["embedding"] + seen["blocks.0.attn"]

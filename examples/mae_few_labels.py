@@ -61,9 +61,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args.model = args.model or recipe.model
     args.pretrain_epochs = recipe.epochs if args.pretrain_epochs is None else args.pretrain_epochs
     args.blr = recipe.blr if args.blr is None else args.blr
-    with_labels = recipe_of(args.dataset, SUPERVISED)
-    args.crop = with_labels.crop if args.crop is None else args.crop
-    args.flip = with_labels.flip if args.flip is None else args.flip
+    supervised = recipe_of(args.dataset, SUPERVISED)
+    args.crop = supervised.crop if args.crop is None else args.crop
+    args.flip = supervised.flip if args.flip is None else args.flip
     augmented(args)  # a wrong name is told before the hours of pretraining
     args.run_dir = args.run_dir or Path("runs") / f"few-labels-{short_name(args.dataset)}"
     return args

@@ -44,8 +44,8 @@ def gradcheck(
     last op's pullback gives the same answer twice; that value and gradients repeat; that the value is the same under
     ``no_grad``.
 
-    Raises TypeError for float32 (its rounding hides errors of 1 %), GradcheckError (an AssertionError) with the
-    argument, the worst element, the expected and the given number.
+    Raises TypeError for float32 (its rounding hides errors of 1 %) and for several results, GradcheckError (an
+    AssertionError) with the argument, the worst element, the expected and the given number.
 
     >>> from minivit.ops import gelu
     >>> gradcheck(gelu, np.array([-1.0, 0.0, 2.0])) < 1e-7
@@ -112,6 +112,8 @@ def _backward(f, arrays: list, parameters: Mapping[str, Parameter], rng, g: Arra
     for p in parameters.values():
         p.grad = None
     y = f(*[tensors.get(f"argument {i}", x) for i, x in enumerate(arrays)])
+    if not isinstance(y, Tensor):
+        raise TypeError(f"gradcheck needs a function of one result, a Tensor, got a {type(y).__name__}: join them")
     if g is None:
         g = array_module(y.data).asarray(rng.standard_normal(y.shape))
     if y.node is None:

@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minivit import Tensor, detect_anomaly, no_grad, op, ops
+from minivit import Tensor, detect_anomaly, gradcheck, no_grad, op, ops
 
 SEEN = []  # the cotangents that the pullback below was given
 
@@ -126,6 +126,12 @@ def test_a_residual_connection_and_its_norm_are_the_two_ops_one_after_the_other(
         factors = [f * rng.standard_normal((3, 5, 8)).astype(np.float32) for f in factors]
         for ours, theirs in zip(run(True, factors), run(False, factors)):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_gradcheck_of_several_results_gets_a_sentence():
+    with pytest.raises(TypeError, match="a function of one result, a Tensor, got a tuple"):
+        gradcheck(product_and_sum, np.ones(2), np.ones(2))
+    gradcheck(lambda x, y: ops.concatenate(*product_and_sum(x, y)), np.ones(2), np.ones(2))
 
 
 def test_a_sum_of_arrays_of_other_shapes_is_refused():

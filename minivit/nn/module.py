@@ -129,7 +129,7 @@ class Module:
         return output
 
     def observed(self, inputs: tuple, output: Any) -> None:
-        """Show those who ``observe`` what went in and what came out, where another method than ``forward`` ran."""
+        """Show to those who ``observe`` what went in and what came out: a method that runs in place of a call tells."""
         for callback in _observers.callbacks:
             callback(self, inputs, output)
 

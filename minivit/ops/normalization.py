@@ -50,7 +50,9 @@ def layer_norm(x, weight, bias, eps=1e-6):
 
 @op
 def add_layer_norm(x, branch, weight, bias, eps=1e-6):
-    """(y, z): z = x + ``branch``, a residual connection, and y = LN(z), what the next branch starts from; of one shape.
+    """(y, z) with z = x + ``branch``, a residual connection, and y = LN(z), what the next branch starts from.
+
+    x, ``branch``, y and z (…, D), ``weight`` and ``bias`` (D,). Dosovitskiy et al., 2020 (arXiv:2010.11929), eq. 2, 3.
 
     z has two readers, that branch and the next sum. Backwards their cotangents meet here: x and ``branch`` both get
 
@@ -58,6 +60,7 @@ def add_layer_norm(x, branch, weight, bias, eps=1e-6):
 
     the way back through ``layer_norm`` with dz added. As one op, it needs one pass over memory each way, where a sum, a
     norm and the meeting of cotangents need three: which matters on a GPU (``cuda/kernels/layer_norm.cu``).
+    Raises ValueError where the shapes do not fit.
 
     >>> y, z = add_layer_norm(Tensor([1.0, 2.0]), Tensor([0.0, 1.0]), Tensor([1.0, 1.0]), Tensor([0.0, 0.0]))
     >>> y.numpy().round(3), z.numpy()

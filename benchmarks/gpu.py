@@ -45,9 +45,8 @@ from gpu_contenders import (
 from measuring import positive, quartiles, take_turns
 from tqdm import tqdm
 
-from minivit.backend import FUSED, to_device
+from minivit.backend import FUSED, formulas_only, to_device
 from minivit.cuda import attention, blas
-from minivit.cuda.registry import formulas_only
 from minivit.models import VisionTransformer, list_models
 
 SMALL, BASE, CIFAR = "vit_small_patch16_224", "vit_base_patch16_224", "vit_cifar_patch4_32"

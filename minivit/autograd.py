@@ -155,15 +155,13 @@ class Tensor:
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, the Tensor {self.shape}")
 
-        start = self.node or self
-        arrived = {start.birth: gradient}  # cotangents on their way, by birth
-        waiting = [(-start.birth, start)]  # a heap: the youngest first, so all that flows into it has arrived
+        if self.node is None:
+            return _accumulate(self, gradient, into)
+        arrived = {self.node.birth: gradient}  # cotangents on their way, by birth
+        waiting = [(-self.node.birth, self.node)]  # a heap: the youngest first, so all that flows into it has arrived
         while waiting:
             _, y = heapq.heappop(waiting)
             dy = arrived.pop(y.birth)
-            if isinstance(y, Tensor):  # a leaf
-                _accumulate(y, dy, into)
-                continue
             cotangents, parents = _pull_back(y, dy), y.parents
             y.pullback, y.parents = _freed, ()
             for x, dx in zip(parents, cotangents):
@@ -171,7 +169,9 @@ class Tensor:
                     continue
                 if not isinstance(dx, Several):
                     dx = unbroadcast(dx, x.shape).astype(x.dtype, copy=False)  # half where the value was half
-                if x.birth in arrived:
+                if isinstance(x, Tensor):  # a leaf: added at once, while dx is in the cache
+                    _accumulate(x, dx, into)
+                elif x.birth in arrived:
                     arrived[x.birth] = arrived[x.birth] + dx  # not in place: dx may be shared with another branch
                 else:
                     arrived[x.birth] = dx

@@ -2,19 +2,33 @@
 
 There is no global ``xp``. An op asks the array it was given, so NumPy and CuPy work side by side in one
 process; a device is named only where arrays are created or moved.
+
+A formula (the function of arrays under an op, an optimizer's update, …) is the specification, and runs on both. Beside
+it may stand something faster that computes the same, to rounding: loops compiled by Numba for a CPU
+(``minivit/loops``), kernels in CUDA C++ for a GPU (``minivit/cuda``).
+
+    @stands_in_for(ops.layer_norm.raw, LOOPS)
+    def layer_norm(x, weight, bias, eps=1e-6): …      the same arguments, the same result
+
+A stand-in goes back to the formula for what it does not know: other types, odd shapes. The environment variable
+``MINIVIT_FUSED=0`` leaves all formulas in their places.
 """
 
 import ctypes
 import importlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-FUSED: dict[Callable, Callable] = {}  # formulas, and the CUDA kernels that stand in for them: see minivit/cuda
+LOOPS: dict[Callable, Callable] = {}  # formulas, and the loops that stand in for them on a CPU
+FUSED: dict[Callable, Callable] = {}  # formulas, and the CUDA kernels that stand in for them on a GPU
+ENABLED = os.environ.get("MINIVIT_FUSED", "1") != "0"
 
 
 def array_module(array: Array) -> ModuleType:
@@ -27,13 +41,43 @@ def array_module(array: Array) -> ModuleType:
 
 
 def implementation(formula: Callable, *arrays: Array) -> Callable:
-    """What computes ``formula`` where ``arrays`` lie: on a GPU the fused kernel beside it, if there is one.
+    """What computes ``formula`` where ``arrays`` lie: what stands in for it there, or itself.
 
     >>> implementation(np.tanh, np.zeros(3)) is np.tanh
     True
     """
     on_host = any(isinstance(array, np.ndarray) for array in arrays)
-    return formula if on_host else FUSED.get(formula, formula)
+    return (LOOPS if on_host else FUSED).get(formula, formula)
+
+
+def stands_in_for(formula: Callable, table: dict[Callable, Callable]) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the stand-in of ``formula`` in ``table``, LOOPS or FUSED."""
+
+    def register(stand_in: Callable) -> Callable:
+        stand_in.formula = formula
+        if ENABLED:
+            table[formula] = stand_in
+        return stand_in
+
+    return register
+
+
+@contextmanager
+def formulas_only() -> Iterator[None]:
+    """Inside: nothing stands in for anything. For comparisons.
+
+    >>> with formulas_only():
+    ...     print(len(LOOPS), len(FUSED))
+    0 0
+    """
+    registered = [(table, dict(table)) for table in (LOOPS, FUSED)]
+    for table, _ in registered:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, stand_ins in registered:
+            table.update(stand_ins)
 
 
 def device_of(array: Array) -> str:

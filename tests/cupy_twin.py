@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minivit.backend import formulas_only
 from tests.cupy_cuda import Device, Stream, counted, current, forbid_synchronisation, namespace, synchronise
 from tests.cupy_names import WINDOWS
 
@@ -369,8 +370,6 @@ sys.modules["cupy_twin"] = twin
 @contextmanager
 def installed() -> Iterator[ModuleType]:
     """Inside: ``import cupy`` gives the twin, and so does a move to "cuda". No kernel runs: formulas do."""
-    from minivit.cuda.registry import formulas_only  # brings the kernels with it, so that they are all turned off
-
     with pytest.MonkeyPatch.context() as patch, formulas_only():
         patch.setitem(sys.modules, "cupy", twin)
         yield twin

@@ -36,10 +36,10 @@ EXAMPLES = 40  # cases for each op
 
 EQUIVALENT = {  # reason: (function, line before, line after)
     "k, v, a and ds have four axes: axis 2 is axis -2": [
-        ("_attend", "a = q @ k.swapaxes(-1, -2)", "a = q @ k.swapaxes(-1, 2)"),
-        ("_attend", "ds = do @ v.swapaxes(-1, -2)", "ds = do @ v.swapaxes(-1, 2)"),
-        ("_attend", "xp.matmul(ds.swapaxes(-1, -2), q, out=dk)", "xp.matmul(ds.swapaxes(-1, 2), q, out=dk)"),
-        ("_attend", "xp.matmul(a.swapaxes(-1, -2), do, out=dv)", "xp.matmul(a.swapaxes(-1, 2), do, out=dv)"),
+        ("attend", "a = q @ k.swapaxes(-1, -2)", "a = q @ k.swapaxes(-1, 2)"),
+        ("attend", "ds = do @ v.swapaxes(-1, -2)", "ds = do @ v.swapaxes(-1, 2)"),
+        ("attend", "xp.matmul(ds.swapaxes(-1, -2), q, out=dk)", "xp.matmul(ds.swapaxes(-1, 2), q, out=dk)"),
+        ("attend", "xp.matmul(a.swapaxes(-1, -2), do, out=dv)", "xp.matmul(a.swapaxes(-1, 2), do, out=dv)"),
     ],
     "k and v are of one shape": [
         ("scaled_dot_product_attention", "dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, k, v))",
@@ -49,7 +49,7 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         ("scaled_dot_product_attention", "scores = q.shape[:3] + k.shape[2:3]", "scores = k.shape[2:3]"),
     ],
     "the walk back sums as well": [
-        ("_attend", "dbias = None if bias_shape is None else unbroadcast(ds, bias_shape)",
+        ("attend", "dbias = None if bias_shape is None else unbroadcast(ds, bias_shape)",
          "dbias = None if bias_shape is None else ds"),
     ],
     "y has two axes here: axis 1 is axis -1": [
@@ -100,9 +100,9 @@ EQUIVALENT = {  # reason: (function, line before, line after)
                        "return (y.reshape(shape).astype(dtype, {}), pullback)") for copy in ("", "copy=True")),
         ("_sum_by_channel", "return implementation(sum_of_rows, rows)(rows).reshape(x.shape[1], -1).sum(axis=1)",
          "return sum_of_rows(rows).reshape(x.shape[1], -1).sum(axis=1)"),
-        *(("_attend", "ds = xp.multiply(ds, scale, out=None if dbias is ds else ds)", line)
+        *(("attend", "ds = xp.multiply(ds, scale, out=None if dbias is ds else ds)", line)
           for line in ("ds = xp.multiply(ds, scale)", "ds = xp.multiply(ds, scale, out=None)")),
-        ("_attend", "bias_shape = None if bias is None or not wanted(3) else bias.shape",
+        ("attend", "bias_shape = None if bias is None or not wanted(3) else bias.shape",
          "bias_shape = None if bias is None or not wanted(2) else bias.shape"),
         ("_read_as", "if x.strides[-1] != x.dtype.itemsize:", "if x.strides != x.dtype.itemsize:"),
         *(("rotate", line.format("real, copy=False"), line.format(arguments))
@@ -111,7 +111,7 @@ EQUIVALENT = {  # reason: (function, line before, line after)
         *(("rotate", "return (_read_as(real, y).astype(x.dtype, copy=False), pullback)",
            f"return (_read_as(real, y).astype({arguments}), pullback)")
           for arguments in ("x.dtype", "x.dtype, copy=True")),
-        ("_gelu_exact", "coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32",
+        ("_gelu_exact", "coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else TAIL_FLOAT32",
          "coefficients = _TAIL_FLOAT64"),
         ("_gelu_exact", "tail = xp.multiply(t, coefficients[-1], out=y)", "tail = xp.multiply(t, coefficients[-1])"),
         ("gelu", "slope = xp.empty(x.size, x.dtype) if recording() else None", "slope = xp.empty(x.size, x.dtype)"),
@@ -123,7 +123,7 @@ CHOICES = {"_is_view", "_pieces", "_rows_at_once"}  # functions that choose how 
 OPERATORS = {
     ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.MatMult: [ast.Mult],
     ast.Pow: [ast.Mult], ast.Mod: [ast.Mult], ast.FloorDiv: [ast.Mult],
-    ast.BitAnd: [ast.BitOr], ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt], ast.LtE: [ast.Lt],
+    ast.BitAnd: [ast.BitOr], ast.LShift: [ast.RShift], ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt], ast.LtE: [ast.Lt],
     ast.Eq: [ast.NotEq], ast.In: [ast.NotIn], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
 }  # fmt: skip
 METHODS = {"sum": "mean", "mean": "sum", "max": "min", "maximum": "minimum", "subtract": "add", "zeros": "ones"}
@@ -275,7 +275,8 @@ def mutants(path: Path, chosen: list[str]) -> Iterator[Mutant]:
 def _reached(tree: ast.Module, name: str) -> set[ast.stmt]:
     """The definition of ``name``, those of the names that it mentions, and so on."""
     defined = {part.name: part for part in tree.body if isinstance(part, ast.FunctionDef)}
-    defined |= {part.targets[0].id: part for part in tree.body if isinstance(part, ast.Assign)}
+    assigned = (part for part in tree.body if isinstance(part, ast.Assign))
+    defined |= {name: part for part in assigned for name in _names(part.targets[0])}
     reached, waiting = set(), {name}
     while waiting:
         part = defined.get(waiting.pop())

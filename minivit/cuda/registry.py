@@ -1,51 +1,15 @@
-"""Fused CUDA kernels, put beside the formulas that they compute.
-
-A formula (the function of arrays under an op, an optimizer's update, …) is the specification, and what runs on NumPy
-arrays. Where the arrays are CuPy's, the engine asks ``backend.FUSED`` for a stand-in:
-
-    @stands_in_for(ops.layer_norm.raw)
-    def layer_norm(x, weight, bias, eps=1e-6): …      the same arguments, the same result to rounding
-
-A stand-in goes back to the formula for what its kernel does not know: other types, odd shapes. The environment variable
-``MINIVIT_FUSED=0`` leaves all formulas in their places.
-"""
+"""What kernels can read, and how they are put beside the formulas that they compute: see ``minivit/backend.py``."""
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+from minivit import backend
 from minivit.backend import FUSED, Array
 
-ENABLED = os.environ.get("MINIVIT_FUSED", "1") != "0"
 
-
-def stands_in_for(formula: Callable) -> Callable:
+def stands_in_for(formula: Callable) -> Callable[[Callable], Callable]:
     """Register the decorated function as the stand-in of ``formula`` on a GPU."""
-
-    def register(kernel: Callable) -> Callable:
-        kernel.formula = formula
-        if ENABLED:
-            FUSED[formula] = kernel
-        return kernel
-
-    return register
-
-
-@contextmanager
-def formulas_only() -> Iterator[None]:
-    """Inside: no kernel stands in for anything. For comparisons.
-
-    >>> with formulas_only():
-    ...     print(len(FUSED))
-    0
-    """
-    registered = dict(FUSED)
-    FUSED.clear()
-    try:
-        yield
-    finally:
-        FUSED.update(registered)
+    return backend.stands_in_for(formula, FUSED)
 
 
 def fits(*arrays: Array, multiple: int = 4) -> bool:

@@ -67,10 +67,10 @@ def _gelu_exact(x: Array, y: Array, slope: Array | None) -> None:
     what remains. For float64, degree 15 is within 1e-16.
     """
     xp = array_module(x)
-    coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else _TAIL_FLOAT32
+    coefficients = _TAIL_FLOAT64 if x.dtype.itemsize == 8 else TAIL_FLOAT32
     t = xp.abs(x)
-    t += _K
-    xp.divide(_K, t, out=t)
+    t += K
+    xp.divide(K, t, out=t)
     tail = xp.multiply(t, coefficients[-1], out=y)  # in the memory of y, as the density in that of the slope
     for c in coefficients[-2:0:-1]:
         tail += c
@@ -99,8 +99,8 @@ def _gelu_tanh(x: Array, y: Array, slope: Array | None) -> None:
 
 
 _GELU = {"none": _gelu_exact, "tanh": _gelu_tanh}
-_K = 3.16
-_TAIL_FLOAT32 = (0.01614218, 0.16978242, 0.86604849, -0.78789856, 1.3243915, -0.3351519)
+K = 3.16
+TAIL_FLOAT32 = (0.01614218, 0.16978242, 0.86604849, -0.78789856, 1.3243915, -0.3351519)
 _TAIL_FLOAT64 = (
     3.496187233913919e-06, 0.3163341033245354, 0.31826954469044677, 0.26885321015610314, 0.3146411371705824,
     -0.25422017595688784, 1.254242412753788, -2.8363824807550846, 4.9250261785447975, -6.638888085561476,

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable
 
 from minivit.autograd import op, unbroadcast, wanted
-from minivit.backend import Array, array_module
+from minivit.backend import Array, array_module, implementation
 
 
 @op
@@ -45,7 +45,7 @@ def scaled_dot_product_attention(q, k, v, bias=None, scale=None):
         raise ValueError(f"attention needs a bias like its scores {scores}, got {bias.shape}")
     xp = array_module(q)
     out = xp.empty(q.shape, q.dtype)
-    attend_pullback = _attend(q, k, v, bias, scale, out)
+    attend_pullback = implementation(attend, q)(q, k, v, bias, scale, out)
 
     def pullback(dout):
         dq, dk, dv = (xp.empty(x.shape, x.dtype) for x in (q, k, v))
@@ -72,7 +72,7 @@ def self_attention(qkv, num_heads, scale=None):
     packed = (batch, tokens, 3, num_heads, width // num_heads)
     q, k, v = qkv.reshape(packed).transpose(2, 0, 3, 1, 4)  # three (B, H, N, d)
     out = xp.empty((batch, tokens, num_heads, width // num_heads), qkv.dtype)
-    attend_pullback = _attend(q, k, v, None, scale, out.transpose(0, 2, 1, 3))
+    attend_pullback = implementation(attend, q)(q, k, v, None, scale, out.transpose(0, 2, 1, 3))
 
     def pullback(dy):
         dqkv = xp.empty(packed, dy.dtype)
@@ -82,7 +82,7 @@ def self_attention(qkv, num_heads, scale=None):
     return out.reshape(batch, tokens, width), pullback
 
 
-def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | None, o: Array) -> Callable:
+def attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | None, o: Array) -> Callable:
     """Write O to ``o``; the pullback takes dO, writes dQ, dK and dV to arrays like Q, K and V, and returns dbias."""
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -4,7 +4,7 @@ from typing import Any
 
 from minivit.backend import Array, array_module, implementation
 from minivit.optim.optimizer import Optimizer, scaled
-from minivit.optim.parameters import Groups
+from minivit.optim.parameters import Groups, Share, one_by_one
 
 
 def lars(numbers: Array, scale: Array | None, p: Array, g: Array, b: Array) -> None:
@@ -86,11 +86,15 @@ class LARS(Optimizer):
     def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
         return group["lr"], group["momentum"], group["weight_decay"], group["trust_coefficient"]
 
-    def apply(self, scale: Array | None = None) -> None:
+    def apply(self, scale: Array | None = None, share: Share = one_by_one) -> None:
         """As ``Optimizer.apply``, a parameter at a time."""
         buffers = self.flat.views(self.state["momentum_buffer"])
-        for group, numbers in zip(self.param_groups, self._numbers):
-            for name in group["params"]:
-                parameter = self.flat.parameters[name]
-                step = implementation(self.formula, parameter.data)
-                step(numbers, scale, parameter.data, parameter.grad, buffers[name])
+
+        def apply_to(part: tuple[Array, str]) -> None:
+            numbers, name = part
+            parameter = self.flat.parameters[name]
+            step = implementation(self.formula, parameter.data)
+            step(numbers, scale, parameter.data, parameter.grad, buffers[name])
+
+        groups = zip(self.param_groups, self._numbers)
+        share(apply_to, [(numbers, name) for group, numbers in groups for name in group["params"]])

@@ -6,13 +6,14 @@ the kernels of a step, once recorded as a CUDA graph, step with the numbers of e
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from minivit.backend import Array, array_module, implementation
-from minivit.optim.parameters import FlatParameters, Groups
+from minivit.optim.parameters import FlatParameters, Groups, Share, one_by_one
 
 
 class Optimizer:
@@ -43,7 +44,7 @@ class Optimizer:
         self.state = {name: array_module(self.flat.data).zeros_like(self.flat.data) for name in self.state_names}
         self._lr = defaults["lr"]
         self._numbers: Array | None = None  # (groups, numbers of the formula), where the parameters lie
-        self._scratch: Array | None = None
+        self._thread = threading.local()  # with the scratch memory of each thread
 
     @property
     def lr(self) -> float:
@@ -60,13 +61,14 @@ class Optimizer:
         """Set all gradients to zero. Without it, gradients of several batches add up."""
         self.flat.zero_grad()
 
-    def step(self) -> None:
+    def step(self, share: Share = one_by_one) -> None:
         """Change the parameters, in place, by one step along their gradients. The gradients stay as they are.
 
+        ``share``: how the blocks of the flat arrays are worked through, by default one after another.
         Raises RuntimeError where a Parameter is no longer laid out flat.
         """
         self.prepare()
-        self.apply()
+        self.apply(share=share)
 
     def prepare(self) -> None:
         """The part of a step that is Python's: count it, and put its numbers where ``apply`` reads them."""
@@ -78,17 +80,22 @@ class Optimizer:
             self._numbers = xp.empty((len(values), len(values[0])), self.flat.data.dtype)
         implementation(write, self._numbers)(self._numbers, values)
 
-    def apply(self, scale: Array | None = None) -> None:
+    def apply(self, scale: Array | None = None, share: Share = one_by_one) -> None:
         """The part of a step that is arithmetic, with the numbers of the last ``prepare``. On a GPU nothing is read.
 
         ``scale``, a number on the GPU (see ``norm_and_scale``): the step goes along scale · g; where it is 0, nothing
         changes, whatever g is.
         """
         flat = self.flat
-        for group, numbers in zip(self.param_groups, self._numbers):
-            for block in flat.blocks(group["slice"]):
-                arrays = [array[block] for array in (flat.data, flat.grad, *self.state.values())]
-                implementation(self.formula, flat.data)(numbers, scale, *arrays, self._scratch_for(arrays[0]))
+        formula = implementation(self.formula, flat.data)
+
+        def apply_to(part: tuple[Array, slice]) -> None:
+            numbers, block = part
+            arrays = [array[block] for array in (flat.data, flat.grad, *self.state.values())]
+            formula(numbers, scale, *arrays, self._scratch_for(arrays[0]))
+
+        groups = zip(self.param_groups, self._numbers)
+        share(apply_to, [(numbers, block) for group, numbers in groups for block in flat.blocks(group["slice"])])
 
     def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
         """What the formula reads in step ``self.steps``, for a group with these options."""
@@ -119,9 +126,10 @@ class Optimizer:
         """On a CPU the same memory for all blocks, which stays in the cache; a GPU's pool has some for who needs it."""
         if not isinstance(p, np.ndarray):
             return None
-        if self._scratch is None or self._scratch.size < p.size:
-            self._scratch = np.empty_like(p)
-        return self._scratch[: p.size]
+        scratch = getattr(self._thread, "scratch", None)
+        if scratch is None or scratch.size < p.size:
+            scratch = self._thread.scratch = np.empty_like(p)
+        return scratch[: p.size]
 
     def _check_options(self, group: Mapping[str, Any], known: set[str]) -> None:
         if unknown := group.keys() - known:

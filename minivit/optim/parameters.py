@@ -11,7 +11,7 @@ A step of AdamW, the norm of the gradient, an average of the weights, a sum over
 array, and everything is written in place.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,15 @@ NO_DECAY = frozenset(
 )  # fmt: skip
 
 Groups = Iterable[Parameter] | Iterable[tuple[str, Parameter]] | Iterable[Mapping[str, Any]]
+
+
+Share = Callable[[Callable[[Any], object], Iterable[Any]], None]  # a function, and what it is to be called with
+
+
+def one_by_one(function: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Call ``function`` with each item in turn, where threads could have shared them: see ``Layout.share``."""
+    for item in items:
+        function(item)
 
 
 class FlatParameters:
@@ -89,26 +98,32 @@ class FlatParameters:
     def zero_grad(self) -> None:
         """Set every gradient to zero, ready for ``backward`` to add to."""
         self.grad[...] = 0
+        self._point_to_grad()
+
+    def _point_to_grad(self) -> None:
         for name, parameter in self.parameters.items():
             parameter.grad = self._grad_views[name]
 
-    def gradient_sinks(self, count: int) -> list[dict[Parameter, Array]]:
+    def gradient_sinks(self, count: int, share: Share = one_by_one) -> list[dict[Parameter, Array]]:
         """For each of ``count`` threads what ``backward(into=…)`` adds to: zeros, the first of them ``grad`` itself."""
-        self.zero_grad()
         while len(self._more_grads) < count - 1:
             self._more_grads.append(array_module(self.grad).empty_like(self.grad))
+        share(lambda buffer: buffer.fill(0), [self.grad, *self._more_grads[: count - 1]])
+        self._point_to_grad()
         sinks = []
         for buffer in [self.grad, *self._more_grads[: count - 1]]:
-            buffer[...] = 0
             views = self._grad_views if buffer is self.grad else self.views(buffer)
             sinks.append({self.parameters[name]: view for name, view in views.items()})
         return sinks
 
-    def add_up_sinks(self, count: int) -> None:
+    def add_up_sinks(self, count: int, share: Share = one_by_one) -> None:
         """Add the other threads' gradients to ``grad``, always in the same order."""
-        for block in self.blocks():
+
+        def add_up(block: slice) -> None:
             for buffer in self._more_grads[: count - 1]:
                 self.grad[block] += buffer[block]
+
+        share(add_up, self.blocks())
 
     def check(self) -> None:
         """Raise RuntimeError with the first Parameter whose data or gradient no longer is a view of the flat arrays."""

@@ -19,7 +19,7 @@ pieces, so a layout gives the same bits from run to run.
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -30,14 +30,17 @@ from threadpoolctl import threadpool_limits
 from minivit.autograd import Tensor
 from minivit.backend import Array
 from minivit.nn import Module, evaluating, observe
+from minivit.optim.parameters import one_by_one
 from minivit.shared import sharing
 from minivit.training.ranks import Ranks
 
 Result = TypeVar("Result")
 
 PIECE_USES = 800  # of each weight in a micro-batch: adding its gradient to those before costs little beside them
-PIECE_BYTES = 5 * 2**19  # of the largest activation of a micro-batch, if it has so much: calls of NumPy are then long
-WORKER_BYTES = 2**19  # of the same: with less, threads wait for Python's lock more than they compute
+PIECE_OPERATIONS = 11e9  # of a micro-batch on its way forward, if it has so many: beside them Python's time is small
+WORKER_BYTES = (
+    2**19
+)  # of the largest activation of its share: with less, threads wait for Python's lock more than they compute
 
 
 class Layout:
@@ -72,7 +75,8 @@ class Layout:
     def __enter__(self) -> "Layout":
         if self.workers > 1:
             self._inside.enter_context(threadpool_limits(1, "blas"))
-            self._threads = self._inside.enter_context(ThreadPoolExecutor(self.workers, "worker"))
+            limit = threadpool_limits, (1, "blas")  # in each thread too: MKL's is a thread's own
+            self._threads = self._inside.enter_context(ThreadPoolExecutor(self.workers, "worker", *limit))
         elif self.ranks.neighbours > 1:
             share = max(1, available_cores() // self.ranks.neighbours)
             self._inside.enter_context(threadpool_limits(share, "blas"))
@@ -126,6 +130,14 @@ class Layout:
             raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
         done = [future.result() for future in futures]
         return [done[i % self.workers][i // self.workers] for i in range(len(pieces))]
+
+    def share(self, function: Callable[[Any], object], items: Iterable[Any]) -> None:
+        """``function(item)`` of every item, in any order: worker w takes the items w, w + W, w + 2W, …"""
+        items = list(items)
+        if self._threads is None:
+            return one_by_one(function, items)
+        for done in [self._threads.submit(one_by_one, function, items[w :: self.workers]) for w in range(self.workers)]:
+            done.result()
 
     def check_together(self, pieces: list[slice]) -> None:
         """Raise ValueError where these pieces of a batch cannot be computed at the same time, by all ranks."""
@@ -197,11 +209,11 @@ def choose_layout(
     """A layout for batches of ``batch_size`` like ``images`` (at least one is needed), where none was asked for.
 
     One image is sent through the network, to find out how large its activations are and how often it uses a weight (as
-    often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be without a price:
-    800 uses of each weight, and 2.5 MB in the largest activation. A worker for every core that this process has for
-    itself, as long as each has half a megabyte of it. (A network that is too small for threads is none too small for
-    ranks, which share no lock.) With BatchNorm a worker takes its share in one piece. So does a GPU, unless
-    ``micro_batch`` is given, which saves memory: the GPU's own cores share the work out among themselves.
+    often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be nearly without a
+    price: 800 uses of each weight, and 11 thousand million operations. A worker for every core that this process has
+    for itself, as long as each has half a megabyte in the largest activation. (A network that is too small for threads
+    is none too small for ranks, which share no lock.) With BatchNorm a worker takes its share in one piece. So does a
+    GPU, unless ``micro_batch`` is given, which saves memory: its own cores share the work out among themselves.
 
     Raises ValueError for several workers on a GPU, and for a ``micro_batch`` that BatchNorm cannot have.
 
@@ -220,18 +232,21 @@ def choose_layout(
             )
         layout = Layout(1, micro_batch, ranks)
     else:
-        activation, uses = _size_of_an_image(model, images[:1])
+        activation, operations = _size_of_an_image(model, images[:1])
         if workers is None:
             workers = max(1, min(available_cores() // ranks.neighbours, share, share * activation // WORKER_BYTES))
-        fits = max(math.ceil(PIECE_USES / uses), PIECE_BYTES // activation)
-        layout = Layout(workers, micro_batch or (None if whole else min(fits, -(-share // workers))), ranks)
+        uses = operations / (2 * max(1, model.num_parameters()))
+        fits = max(math.ceil(PIECE_USES / max(1.0, uses)), int(PIECE_OPERATIONS // operations))
+        each = -(-share // workers)  # of the batch, for a worker; it takes its pieces of one size
+        pieces = 1 if whole else max(1, round(each / fits))
+        layout = Layout(workers, micro_batch or (None if whole else -(-each // pieces)), ranks)
     if whole:
         layout.check_together(layout.pieces(share))
     return layout
 
 
-def _size_of_an_image(model: Module, image: Array) -> tuple[int, float]:
-    """Bytes of the largest output of any layer, and how often a weight is used, when an image goes through."""
+def _size_of_an_image(model: Module, image: Array) -> tuple[int, int]:
+    """Bytes of the largest output of any layer, and operations in all, when an image goes through."""
     sizes, operations = [image.nbytes], 0
 
     def look(module: Module, inputs: tuple, output: Any) -> None:
@@ -242,7 +257,7 @@ def _size_of_an_image(model: Module, image: Array) -> tuple[int, float]:
 
     with evaluating(model), observe(look):
         model(image)
-    return max(sizes), max(1.0, operations / (2 * max(1, model.num_parameters())))
+    return max(sizes), max(1, operations)
 
 
 def available_cores() -> int:

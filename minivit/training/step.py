@@ -114,7 +114,7 @@ def train_step(
                 f"backwards, the first to be not finite is {first}",
                 first,
             )
-        optimizer.step()
+        optimizer.step(layout.share)
     return StepResult(loss, correct, grad_norm)
 
 
@@ -136,7 +136,7 @@ def forward_and_backward(
     """
     images, labels, samples, total = batch
     total = len(samples) if total is None else total
-    sinks = optimizer.flat.gradient_sinks(layout.workers)
+    sinks = optimizer.flat.gradient_sinks(layout.workers, layout.share)
     optimizer.flat.check()  # a model that was moved by now has its gradients elsewhere
     xp = array_module(optimizer.flat.grad)
 
@@ -149,7 +149,7 @@ def forward_and_backward(
         return seen_of(share, logits, labels[piece])
 
     seen = layout.map(see, len(samples), together=needs_whole_batch(model, objective.module))
-    optimizer.flat.add_up_sinks(layout.workers)
+    optimizer.flat.add_up_sinks(layout.workers, layout.share)
     layout.ranks.sum(optimizer.flat.grad)
     rows = xp.empty((len(seen), 2))  # one by one: to stack many, CuPy needs their addresses from the host
     for row, numbers in zip(rows, seen):

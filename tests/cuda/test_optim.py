@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from minivit import Parameter, optim
-from minivit.backend import FUSED, device_of, to_device
+from minivit.backend import FUSED, device_of, formulas_only, to_device
 from minivit.cuda.optim import THREADS, adamw, move_average, norm_and_scale, sgd, write
-from minivit.cuda.registry import formulas_only
 from minivit.optim import EMA, SGD, AdamW, FlatParameters, clip_grad_norm
 from minivit.optim.optimizer import Optimizer
 from tests.cuda.compare import UNIT, exact, numbers, relative

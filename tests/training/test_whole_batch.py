@@ -204,7 +204,7 @@ class TwoRanks(Ranks):
 def test_a_worker_takes_its_share_in_one_piece(monkeypatch):
     monkeypatch.setattr("minivit.training.layout.available_cores", lambda: 2)
     monkeypatch.setattr("minivit.training.layout.WORKER_BYTES", 1)
-    monkeypatch.setattr("minivit.training.layout.PIECE_BYTES", 1)
+    monkeypatch.setattr("minivit.training.layout.PIECE_OPERATIONS", 1)
     monkeypatch.setattr("minivit.training.layout.PIECE_USES", 1)
     model, image = Normalised(), np.zeros((1, 1, 8, 8), np.float32)
     for options, expected in [({}, (2, None)), ({"workers": 3}, (3, None)), ({"micro_batch": 50}, (2, 50))]:

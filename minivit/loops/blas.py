@@ -1,0 +1,92 @@
+"""Matrix products inside of loops: the function ``cblas_sgemm`` of a BLAS library, called without Python.
+
+A loop can so multiply, and use the product while it is in the cache. The library is MKL where that is installed
+(``pip install 'minivit[mkl]'``; on Intel's processors its products are faster), and else the one that NumPy brought.
+Only libraries are taken whose integers have 64 bits, as NumPy's from PyPI have.
+How many cores a product takes is the library's affair, and threadpoolctl's, as with NumPy's own products.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+from llvmlite import binding
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from threadpoolctl import threadpool_info
+
+from minivit.loops.compiler import inlined
+
+ROW_MAJOR, AS_IT_IS, TRANSPOSED = 101, 111, 112  # CBLAS's names for the order of memory, and for op(A)
+NAMES = "cblas_sgemm_64", "scipy_cblas_sgemm64_", "cblas_sgemm64_"  # of MKL, of NumPy's OpenBLAS, of others
+
+
+@functools.cache
+def library() -> str | None:
+    """The path of the library whose products loops use; None where there is none, and formulas have to do."""
+    for path in (*_mkl(), *(info["filepath"] for info in threadpool_info() if info["user_api"] == "blas")):
+        try:
+            blas = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for name in NAMES:
+            if hasattr(blas, name):
+                binding.add_symbol("minivit_sgemm", ctypes.cast(getattr(blas, name), ctypes.c_void_p).value)
+                return path
+    return None
+
+
+def _mkl() -> list[str]:
+    """Where pip has put MKL, if it has."""
+    try:
+        files = importlib.metadata.files("mkl") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [str(file.locate()) for file in files if file.name.startswith(("libmkl_rt.so", "mkl_rt."))]
+
+
+_int, _long, _float, _pointer = types.int32, types.int64, types.float32, types.voidptr
+_sgemm = types.ExternalFunction(
+    "minivit_sgemm",
+    types.void(
+        *(_int, _int, _int), *(_long, _long, _long), _float, *(_pointer, _long) * 2, _float, *(_pointer, _long)
+    ),  # order, op(A), op(B), M, N, K, α, A and its row's length, B and its, β, C and its
+)
+
+
+@intrinsic
+def _address(context: Any, array: Any) -> tuple:
+    """Where an array lies in memory."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.bitcast(data, cgutils.voidptr_t)
+
+    return types.voidptr(array), code
+
+
+@inlined
+def multiply(alpha, a, a_transposed, b, b_transposed, c):
+    """C = α op(A) op(B), where op transposes or not. Of each matrix, float32, a row is contiguous: see ``readable``."""
+    m, n = c.shape
+    k = a.shape[0] if a_transposed else a.shape[1]
+    _sgemm(
+        np.int32(ROW_MAJOR),
+        np.int32(TRANSPOSED if a_transposed else AS_IT_IS),
+        np.int32(TRANSPOSED if b_transposed else AS_IT_IS),
+        m, n, k, np.float32(alpha), _address(a), a.strides[0] // 4, _address(b), b.strides[0] // 4,
+        np.float32(0), _address(c), c.strides[0] // 4,
+    )  # fmt: skip
+
+
+def readable(array: np.ndarray) -> bool:
+    """Can BLAS read the matrices that are the last two axes? Rows are contiguous, one beginning after another's end.
+
+    >>> x = np.ones((4, 6), np.float32)
+    >>> readable(x[:, 2:4]), readable(x.T)
+    (True, False)
+    """
+    return array.strides[-1] == array.itemsize and array.strides[-2] >= array.itemsize * array.shape[-1]

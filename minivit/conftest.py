@@ -1,9 +1,14 @@
 """The names that the examples in docstrings use without importing them: ``np`` and what ``minivit`` exports."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
 import minivit
+
+if importlib.util.find_spec("numba") is None:
+    collect_ignore_glob = ["loops/[a-z]*.py"]
 
 
 @pytest.fixture(autouse=True)

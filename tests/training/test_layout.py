@@ -104,6 +104,25 @@ def test_blas_is_held_at_one_thread_and_let_go_after_an_exception_too():
     assert inside == [[1] * len(before)] * 2
 
 
+@given(st.integers(0, 30), st.integers(1, 4))
+def test_workers_share_items(count, workers):
+    done = []
+    with Layout(workers) as layout:
+        layout.share(done.append, range(count))
+    assert sorted(done) == list(range(count))
+    for worker in range(workers):
+        assert [item for item in done if item % workers == worker] == list(range(worker, count, workers))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_exception_of_a_shared_item_is_raised(workers):
+    with Layout(workers) as layout, pytest.raises(ZeroDivisionError):
+        layout.share(lambda item: 1 // item, [2, 1, 0, 3])
+    done = []
+    Layout(3).share(done.append, "abc")  # outside of the with statement there are no threads
+    assert done == ["a", "b", "c"]
+
+
 def test_several_workers_need_a_with_statement():
     layout = Layout(workers=2)
     for _ in range(2):
@@ -122,9 +141,11 @@ def test_a_layout_of_nothing_gets_a_sentence():
 
 def test_the_size_of_an_image():
     model = create_model("vit_nano_patch7_28")
-    activation, uses = _size_of_an_image(model, np.zeros((1, 1, 28, 28), np.float32))
+    activation, operations = _size_of_an_image(model, np.zeros((1, 1, 28, 28), np.float32))
     assert activation == 17 * len(model.blocks[0].mlp.fc1.weight.data) * 4
-    assert 12 < uses < 17  # of 17 tokens, as the last block and the head compute only one
+    assert (
+        12 < operations / (2 * model.num_parameters()) < 17
+    )  # of 17 tokens, as the last block and the head compute only one
     assert model.training and model(np.zeros((1, 1, 28, 28), np.float32)).requires_grad
 
 
@@ -143,17 +164,23 @@ class Wide(Linear):
 
 
 def test_a_layout_is_chosen_by_cores_batch_and_model(monkeypatch):
+    """Pieces are of about the size that is asked for, and every worker has as many."""
     monkeypatch.setattr("minivit.training.layout.available_cores", lambda: 4)
+    monkeypatch.setattr("minivit.training.layout.PIECE_OPERATIONS", 80_000)
     images = np.zeros((1, 2), np.float32)
     for model, size, options, workers, micro_batch in [
         (Linear(2, 2), 100, {}, 1, 100),
         (Linear(2, 2), 100, {"workers": 4}, 4, 25),
-        (Wide(uses=1000), 100, {}, 4, 1),
-        (Wide(uses=1000), 3, {}, 3, 1),
-        (Wide(uses=100), 100, {}, 4, 8),
-        (Wide(uses=100), 100, {"micro_batch": 7}, 4, 7),
-        (Wide(uses=100), 100, {"workers": 1}, 1, 8),
-        (Wide(uses=100), 100, {"ranks": Neighbours()}, 2, 8),
+        (Wide(uses=20_000), 100, {}, 4, 1),  # 160,000 operations an image
+        (Wide(uses=20_000), 3, {}, 3, 1),
+        (Wide(uses=2000), 100, {}, 4, 5),  # 16,000
+        (Wide(uses=1000), 100, {}, 4, 13),  # 8,000: ten at a time, and 25 are two and a half times ten
+        (Wide(uses=1000), 96, {}, 4, 12),
+        (Wide(uses=1000), 100, {"micro_batch": 7}, 4, 7),
+        (Wide(uses=1000), 100, {"workers": 1}, 1, 10),
+        (Wide(uses=1000), 100, {"ranks": Neighbours()}, 2, 13),
+        (Wide(uses=10), 600, {}, 4, 150),  # 1,000 by operations, 80 by uses
+        (Wide(uses=50), 1600, {"workers": 1}, 1, 200),  # 200, 16
     ]:
         chosen = choose_layout(model, images, size, **options)
         assert (chosen.workers, chosen.micro_batch) == (workers, micro_batch)

@@ -32,7 +32,7 @@ def run(job):
 def limits():
     from threadpoolctl import threadpool_info
 
-    return [1] + [pool["num_threads"] for pool in threadpool_info()]
+    return [1] + [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
 def fail(job):

@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 from contenders import Minivit, UsualAllocator, taking_part
-from measuring import Task, Warm, positive, quartiles, take_turns, use_cores
+from measuring import Task, Warm, engine, positive, quartiles, take_turns, use_cores
 
 from minivit.backend import reuse_freed_memory
 from minivit.data import Batch
@@ -86,7 +86,7 @@ def benchmark(name: str, batch: int, contenders: list[str], rounds: int, cores: 
     tasks["whole encoder"] = (whole_layout, lambda: supervised.training(images, labels))
 
     seconds = take_turns({key: (Warm(*task), task[1]) for key, task in tasks.items()}, rounds, name)
-    row |= {"workers": layout.workers, "micro_batch": layout.micro_batch or batch}
+    row |= {"engine": engine(), "workers": layout.workers, "micro_batch": layout.micro_batch or batch}
     for other, taken in seconds.items():
         key = other.replace(" ", "_")
         row[f"{key}_images_per_second"] = batch / float(np.median(taken))
@@ -110,7 +110,7 @@ def encoder_of(model: MaskedAutoencoderViT) -> VisionTransformer:
 def show(row: dict) -> None:
     """A row for people."""
     print(f"\n{row['name']}, batch {row['batch']}, cores {row['threads']}, rounds {row['rounds']}")
-    print(f"  minivit: workers {row['workers']}, {row['micro_batch']} images at a time")
+    print(f"  minivit: {row['engine']}; workers {row['workers']}, {row['micro_batch']} images at a time")
     print(f"  difference: loss {row['loss_difference']:.1e}, gradients {row['gradients_difference']:.1e}")
     for key in (key.removesuffix("_images_per_second") for key in row if key.endswith("_images_per_second")):
         line = f"  {key:14}{row[f'{key}_images_per_second']:9.1f} images/s"

@@ -1,6 +1,7 @@
 """How the benchmarks measure: in turns, with quartiles, and memory in a process of its own."""
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import trange
 
+from minivit.backend import LOOPS
 from minivit.training import available_cores
 
 Task = tuple[AbstractContextManager, Callable[[], object]]  # around a turn, outside of its time; and the turn itself
@@ -85,6 +87,14 @@ def memory(field: str) -> int | None:
         return None
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(lines[field].split()[0])
+
+
+def engine() -> str:
+    """What minivit computes with here: "formulas" of NumPy, or "loops" and the BLAS library that these call."""
+    if not LOOPS:
+        return "formulas"
+    blas = importlib.import_module("minivit.loops.blas").library()
+    return f"loops, {Path(blas).name}" if blas else "loops"
 
 
 def use_cores(count: int | None) -> int:

@@ -29,7 +29,7 @@ from functools import partial
 
 import numpy as np
 from contenders import MODES, Job, compare, flops_per_image, make_contender, measure_alone, taking_part
-from measuring import Task, Warm, positive, quartiles, take_turns, use_cores
+from measuring import Task, Warm, engine, positive, quartiles, take_turns, use_cores
 
 from minivit.models import VisionTransformer, list_models, resnet
 from minivit.random import generator
@@ -76,7 +76,7 @@ def benchmark(job: Job, modes: list[str], contenders: list[str], rounds: int, co
         sgemm_rates = product_flops / np.minimum(*(seconds[name] for name in products))
         whole, computed = (job.batch * flops_per_image(jobs["minivit"], whole) for whole in (True, False))
         row = {"name": job.model, "mode": mode, "batch": job.batch, "threads": cores, "rounds": rounds}
-        row |= {"workers": layout.workers, "micro_batch": layout.micro_batch or job.batch}
+        row |= {"engine": engine(), "workers": layout.workers, "micro_batch": layout.micro_batch or job.batch}
         row |= {"torch_micro_batch": job.torch_micro_batch or job.batch, **differences}
         row |= against(seconds, peaks, contenders, job.batch)
         row["minivit_gflops"] = whole / float(np.median(seconds["minivit"])) / 1e9
@@ -110,7 +110,7 @@ def spread_key(contender: str) -> str:
 def show(row: dict) -> None:
     """A row for people."""
     print(f"\n{row['name']}, {row['mode']}, batch {row['batch']}, cores {row['threads']}, rounds {row['rounds']}")
-    print(f"  minivit: workers {row['workers']}, {row['micro_batch']} images at a time", end="")
+    print(f"  minivit: {row['engine']}; workers {row['workers']}, {row['micro_batch']} images at a time", end="")
     print(f"; PyTorch: {row['torch_micro_batch']} images at a time")
     print(f"  difference: logits {row['logits_difference']:.1e}, gradients {row['gradients_difference']:.1e}")
     for name in (key.removesuffix("_images_per_second") for key in row if key.endswith("_images_per_second")):

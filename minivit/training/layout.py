@@ -38,9 +38,7 @@ Result = TypeVar("Result")
 
 PIECE_USES = 800  # of each weight in a micro-batch: adding its gradient to those before costs little beside them
 PIECE_OPERATIONS = 11e9  # of a micro-batch on its way forward, if it has so many: beside them Python's time is small
-WORKER_BYTES = (
-    2**19
-)  # of the largest activation of its share: with less, threads wait for Python's lock more than they compute
+WORKER_BYTES = 2**19  # of a worker's largest activation: with less, it waits for Python's lock more than it computes
 
 
 class Layout:
@@ -136,8 +134,11 @@ class Layout:
         items = list(items)
         if self._threads is None:
             return one_by_one(function, items)
-        for done in [self._threads.submit(one_by_one, function, items[w :: self.workers]) for w in range(self.workers)]:
-            done.result()
+        shares = [items[worker :: self.workers] for worker in range(self.workers)]
+        futures = [self._threads.submit(one_by_one, function, share) for share in shares]
+        wait(futures)
+        for future in futures:
+            future.result()  # or its exception
 
     def check_together(self, pieces: list[slice]) -> None:
         """Raise ValueError where these pieces of a batch cannot be computed at the same time, by all ranks."""

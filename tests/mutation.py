@@ -35,6 +35,13 @@ from tests.strategies import CASES, Case
 EXAMPLES = 40  # cases for each op
 
 EQUIVALENT = {  # reason: (function, line before, line after)
+    "what stands in for a formula computes the same": [
+        ("scaled_dot_product_attention", "attend_pullback = implementation(attend, q)(q, k, v, bias, scale, out)",
+         "attend_pullback = attend(q, k, v, bias, scale, out)"),
+        ("self_attention",
+         "attend_pullback = implementation(attend, q)(q, k, v, None, scale, out.transpose(0, 2, 1, 3))",
+         "attend_pullback = attend(q, k, v, None, scale, out.transpose(0, 2, 1, 3))"),
+    ],
     "k, v, a and ds have four axes: axis 2 is axis -2": [
         ("attend", "a = q @ k.swapaxes(-1, -2)", "a = q @ k.swapaxes(-1, 2)"),
         ("attend", "ds = do @ v.swapaxes(-1, -2)", "ds = do @ v.swapaxes(-1, 2)"),

@@ -158,6 +158,8 @@ def differences(files: dict[str, Arrays]) -> list[str]:
         sentences += _only_once(f"{name}.npz", set(stored), set(made))
         for key in sorted(set(stored) & set(made)):
             tolerance = 1e-5 if made[key].dtype == np.float32 else 1e-9
+            if name.endswith("initialization"):  # float64 statistics of float32 draws, which AVX-512 rounds otherwise
+                tolerance = 1e-7
             if stored[key].shape != made[key].shape:
                 sentences.append(f"{name}.npz: {key} has shape {stored[key].shape}, made {made[key].shape}")
             elif not np.allclose(stored[key], made[key], rtol=0, atol=tolerance * max(1, np.abs(made[key]).max())):

@@ -88,7 +88,7 @@ class Tensor:
     """
 
     __array_ufunc__ = None  # NumPy array + Tensor asks Tensor.__radd__, instead of adding elements one by one
-    __slots__ = ("__weakref__", "birth", "data", "grad", "node", "requires_grad")
+    __slots__ = ("__weakref__", "data", "grad", "node", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False):
         if isinstance(data, Tensor):
@@ -105,7 +105,6 @@ class Tensor:
         self.data = data
         self.grad: Array | None = None
         self.requires_grad = requires_grad
-        self.birth = next(_births)
         self.node: Node | None = None  # None for a leaf: a Tensor that no recorded op made
 
     shape = property(lambda self: self.data.shape)

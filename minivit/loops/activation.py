@@ -1,4 +1,4 @@
-"""GELU as a loop: the formula of ``ops/activation.py`` in one pass instead of twenty."""
+"""GELU as a loop: the formula of ``ops/activation.py`` in one pass instead of two dozen."""
 
 import math
 

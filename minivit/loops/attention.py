@@ -1,7 +1,7 @@
 """Attention, one head of one image after another, so that its scores stay in the cache: see ``ops/attention.py``.
 
 The formula computes the scores of all images, then their largest, then the differences, and so on: each time they come
-from memory. Here the scores of a head, 16 KB for 65 tokens and 150 KB for 197, are scaled, made weights and used before
+from memory. Here the scores of a head, 17 KB for 65 tokens and 155 KB for 197, are scaled, made weights and used before
 those of the next head are computed. The weights are kept for the way back; there dS needs room for one head only.
 """
 

@@ -2,8 +2,8 @@
 
 A loop can so multiply, and use the product while it is in the cache. The library is MKL where that is installed
 (``pip install 'minivit[mkl]'``; on Intel's processors its products are faster), and else the one that NumPy brought.
-Only libraries are taken whose integers have 64 bits, as NumPy's from PyPI have.
-How many cores a product takes is the library's affair, and threadpoolctl's, as with NumPy's own products.
+Only libraries are taken whose integers have 64 bits, as NumPy's from PyPI have. How many cores a product takes is the
+library's affair, and threadpoolctl's, as with NumPy's own products.
 """
 
 import ctypes

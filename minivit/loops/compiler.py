@@ -1,7 +1,9 @@
 """From a Python function to machine code, and what loops are made of: e^x, and the larger of two numbers.
 
 Numba translates a function into LLVM's language when it is first called, and keeps the machine code beside the source
-(or in the user's cache) for the next process. While a loop runs, other threads hold Python's lock (``nogil``).
+(or in the user's cache) for the next process. It notices a change of the file of a loop, but not of what that imports:
+whoever changes ``exp`` here, or a coefficient of a formula, has to delete ``minivit/loops/__pycache__``. While a loop
+runs, other threads may hold Python's lock (``nogil``).
 
 The compiler may add up in another order, so that it can add eight numbers at a time, and may fuse a multiplication with
 an addition. NaN and infinity are left what they are, because a training step looks for them.

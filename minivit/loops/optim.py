@@ -1,4 +1,4 @@
-"""AdamW in one pass over its arrays: the formula of ``optim/adamw.py`` takes fourteen."""
+"""AdamW in one pass over its arrays: the formula of ``optim/adamw.py`` takes thirteen."""
 
 import numpy as np
 

@@ -21,8 +21,8 @@ import numpy as np
 from minivit import cuda
 from minivit.backend import FUSED, to_device
 from minivit.cuda import launch, precision
+from tests.compare import errors, exact, numbers, relative
 from tests.cuda import emulator, fake_cublaslt
-from tests.cuda.compare import errors, exact, numbers, relative
 from tests.cupy_twin import twin
 from tests.devices import standing_in
 

@@ -6,7 +6,7 @@ import pytest
 from minivit import ops
 from minivit.cuda import activation, elementwise
 from minivit.cuda.activation import gelu, log_softmax, softmax, softmax_rows, softmax_rows_backward
-from tests.cuda.compare import UNIT, errors, exact, numbers, relative
+from tests.compare import UNIT, errors, exact, numbers, relative
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

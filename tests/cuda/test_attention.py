@@ -12,8 +12,8 @@ from minivit.cuda import attention
 from minivit.cuda.attention import scaled_dot_product_attention, self_attention
 from minivit.cuda.launch import options, source
 from minivit.cuda.precision import PRECISIONS, precision
+from tests.compare import UNIT, errors, exact, numbers
 from tests.cuda import fake_cublaslt
-from tests.cuda.compare import UNIT, errors, exact, numbers
 from tests.cupy_twin import forbid_synchronisation
 
 TINY = 2.0**-126  # bfloat16 has no smaller normal numbers

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from minivit.cuda import blas, cublaslt
 from minivit.cuda.blas import layout, matmul, tuned
 from minivit.cuda.precision import precision
+from tests.compare import UNIT, exact, numbers, relative
 from tests.cuda import fake_cublaslt
-from tests.cuda.compare import UNIT, exact, numbers, relative
 from tests.cupy_twin import twin
 
 

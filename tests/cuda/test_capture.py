@@ -20,7 +20,7 @@ from minivit.optim import SGD, AdamW, weight_decay_groups
 from minivit.training.captured import CapturedStep
 from minivit.training.layout import Layout
 from minivit.training.step import NonFiniteLoss, train_step
-from tests.cuda.compare import exact, numbers
+from tests.compare import exact, numbers
 from tests.cuda.graph import Stream, graphs
 from tests.cuda.test_optim import KERNELS
 from tests.cupy_twin import twin

@@ -7,7 +7,7 @@ from minivit import Parameter, Tensor, ops
 from minivit.backend import FUSED, array_module
 from minivit.cuda import elementwise
 from minivit.cuda.elementwise import add, cast, packed, scale
-from tests.cuda.compare import UNIT, errors, exact, numbers
+from tests.compare import UNIT, errors, exact, numbers
 
 SHAPES = [(1,), (3,), (5, 1031), (2, 3, 64), (4, 4096)]
 KINDS = ["float32", "bfloat16"]

@@ -11,8 +11,8 @@ from minivit.backend import FUSED
 from minivit.cuda import cublaslt
 from minivit.cuda.linear import linear, matmul
 from minivit.cuda.precision import PRECISIONS, precision
+from tests.compare import UNIT, errors, exact, numbers
 from tests.cuda import fake_cublaslt
-from tests.cuda.compare import UNIT, errors, exact, numbers
 from tests.cupy_twin import forbid_synchronisation
 
 ROUNDING = {"fp32": 1e-6, "tf32": 2.0**-9, "bf16": UNIT["bfloat16"]}  # of results; TF32 has 10 bits of mantissa

@@ -7,7 +7,7 @@ from minivit import Tensor, ops
 from minivit.backend import FUSED
 from minivit.cuda import activation
 from minivit.cuda.loss import cross_entropy
-from tests.cuda.compare import UNIT, errors, exact, numbers
+from tests.compare import UNIT, errors, exact, numbers
 
 REDUCTIONS = ["mean", "sum", "none"]
 SMOOTHING = [0.0, 0.1, 1]

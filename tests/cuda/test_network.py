@@ -21,8 +21,8 @@ from minivit.optim import AdamW, clip_grad_norm, weight_decay_groups
 from minivit.random import sampling
 from minivit.training import CapturedStep, Layout, train_step
 from minivit.training.step import forward_and_backward
+from tests.compare import UNIT, exact, numbers
 from tests.cuda import fake_cublaslt
-from tests.cuda.compare import UNIT, exact, numbers
 from tests.cuda.graph import graphs
 from tests.cupy_twin import twin
 from tests.devices import no_waiting, standing_in

@@ -5,7 +5,7 @@ import pytest
 
 from minivit.cuda.normalization import MAX_WIDTH, add_layer_norm, layer_norm
 from minivit.cuda.precision import precision
-from tests.cuda.compare import UNIT, errors, numbers
+from tests.compare import UNIT, errors, numbers
 
 SHAPES = [(1, 4), (5, 36), (3, 7, 384), (130, 132)]
 

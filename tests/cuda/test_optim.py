@@ -11,7 +11,7 @@ from minivit.backend import FUSED, device_of, formulas_only, to_device
 from minivit.cuda.optim import THREADS, adamw, move_average, norm_and_scale, sgd, write
 from minivit.optim import EMA, SGD, AdamW, FlatParameters, clip_grad_norm
 from minivit.optim.optimizer import Optimizer
-from tests.cuda.compare import UNIT, exact, numbers, relative
+from tests.compare import UNIT, exact, numbers, relative
 from tests.cupy_cuda import forbid_synchronisation
 
 OPTIMIZERS = [

@@ -8,7 +8,7 @@ from minivit.cuda import patches
 from minivit.cuda.patches import patchify, patchify_bytes
 from minivit.cuda.precision import precision
 from minivit.data import Dataset
-from tests.cuda.compare import errors, exact, numbers
+from tests.compare import errors, exact, numbers
 
 CUTS = [
     ((2, 3, 8, 16), (4, 8)),

@@ -5,7 +5,7 @@ import pytest
 
 from minivit.autograd import sum_of_rows
 from minivit.cuda.reduction import column_sums, sum_rows
-from tests.cuda.compare import UNIT, exact, numbers
+from tests.compare import UNIT, exact, numbers
 
 
 @pytest.mark.parametrize("rows, width", [(1, 1), (64, 3), (65, 40), (5000, 33)])

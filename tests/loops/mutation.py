@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minivit import Tensor, no_grad, op, ops
 from minivit.optim.adamw import adamw
-from tests.cuda.compare import UNIT, errors, exact, numbers
+from tests.compare import UNIT, errors, exact, numbers
 from tests.loops import plain
 from tests.loops.test_loops import attention
 from tests.mutation import Mutant, mutants

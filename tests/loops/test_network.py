@@ -14,7 +14,7 @@ from minivit.models import VisionTransformer
 from minivit.objective import Classification
 from minivit.optim import AdamW
 from minivit.training import Layout, NonFiniteLoss, predict, train_step
-from tests.cuda.compare import numbers
+from tests.compare import numbers
 from tests.loops.conftest import needs_numba
 
 

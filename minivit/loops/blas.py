@@ -2,8 +2,9 @@
 
 A loop can so multiply, and use the product while it is in the cache. The library is MKL where that is installed
 (``pip install 'minivit[mkl]'``; on Intel's processors its products are faster), and else the one that NumPy brought.
-Only libraries are taken whose integers have 64 bits, as NumPy's from PyPI have. How many cores a product takes is the
-library's affair, and threadpoolctl's, as with NumPy's own products.
+Small products, as of a head of 17 tokens, are NumPy's in any case: OpenBLAS has code of its own for them, while MKL
+takes longer to prepare one than to multiply. Only libraries are taken whose integers have 64 bits, as NumPy's from PyPI
+have. How many cores a product takes is the library's affair, and threadpoolctl's, as with NumPy's own products.
 """
 
 import ctypes
@@ -22,21 +23,26 @@ from minivit.loops.compiler import inlined
 
 ROW_MAJOR, AS_IT_IS, TRANSPOSED = 101, 111, 112  # CBLAS's names for the order of memory, and for op(A)
 NAMES = "cblas_sgemm_64", "scipy_cblas_sgemm64_", "cblas_sgemm64_"  # of MKL, of NumPy's OpenBLAS, of others
+SMALL = 2**15  # multiplications of a small product
 
 
 @functools.cache
 def library() -> str | None:
     """The path of the library whose products loops use; None where there is none, and formulas have to do."""
+    found = []
     for path in (*_mkl(), *(info["filepath"] for info in threadpool_info() if info["user_api"] == "blas")):
         try:
             blas = ctypes.CDLL(path)
         except OSError:
             continue
-        for name in NAMES:
-            if hasattr(blas, name):
-                binding.add_symbol("minivit_sgemm", ctypes.cast(getattr(blas, name), ctypes.c_void_p).value)
-                return path
-    return None
+        found += [(path, name, getattr(blas, name)) for name in NAMES if hasattr(blas, name)]
+    if not found:
+        return None
+    small = [sgemm for _, name, sgemm in found if name != NAMES[0]]
+    path, _, large = found[0]
+    for symbol, sgemm in (("minivit_sgemm", large), ("minivit_small_sgemm", (small or [large])[0])):
+        binding.add_symbol(symbol, ctypes.cast(sgemm, ctypes.c_void_p).value)
+    return path
 
 
 def _mkl() -> list[str]:
@@ -49,12 +55,11 @@ def _mkl() -> list[str]:
 
 
 _int, _long, _float, _pointer = types.int32, types.int64, types.float32, types.voidptr
-_sgemm = types.ExternalFunction(
-    "minivit_sgemm",
-    types.void(
-        *(_int, _int, _int), *(_long, _long, _long), _float, *(_pointer, _long) * 2, _float, *(_pointer, _long)
-    ),  # order, op(A), op(B), M, N, K, α, A and its row's length, B and its, β, C and its
+_signature = types.void(  # of order, op(A), op(B), M, N, K, α, A and its row's length, B and its, β, C and its
+    *(_int, _int, _int), *(_long, _long, _long), _float, *(_pointer, _long) * 2, _float, *(_pointer, _long)
 )
+_sgemm = types.ExternalFunction("minivit_sgemm", _signature)
+_small_sgemm = types.ExternalFunction("minivit_small_sgemm", _signature)
 
 
 @intrinsic
@@ -73,13 +78,17 @@ def multiply(alpha, a, a_transposed, b, b_transposed, c):
     """C = α op(A) op(B), where op transposes or not. Of each matrix, float32, a row is contiguous: see ``readable``."""
     m, n = c.shape
     k = a.shape[0] if a_transposed else a.shape[1]
-    _sgemm(
+    arguments = (
         np.int32(ROW_MAJOR),
         np.int32(TRANSPOSED if a_transposed else AS_IT_IS),
         np.int32(TRANSPOSED if b_transposed else AS_IT_IS),
         m, n, k, np.float32(alpha), _address(a), a.strides[0] // 4, _address(b), b.strides[0] // 4,
         np.float32(0), _address(c), c.strides[0] // 4,
     )  # fmt: skip
+    if m * n * k < SMALL:
+        _small_sgemm(*arguments)
+    else:
+        _sgemm(*arguments)
 
 
 def readable(array: np.ndarray) -> bool:

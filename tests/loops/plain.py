@@ -30,6 +30,7 @@ def loops(changed: dict[str, CodeType] | None = None) -> SimpleNamespace:
     with mock.patch.dict(sys.modules, _numba()), mock.patch.dict(LOOPS):
         _run("compiler", compiler, changed)
         vars(compiler).update(larger=np.maximum, float_of_bits=lambda bits: np.int32(bits).view(np.float32))
+        vars(compiler).update(in_widest_vectors=lambda: None)
         with mock.patch.dict(sys.modules, {compiler.__name__: compiler, blas.__name__: blas}):
             for name in FILES:
                 _run(name, module := ModuleType(name), changed)

@@ -121,6 +121,14 @@ def test_all_reduce_prints_a_table_and_rows():
         assert 0 < row["overlap_share"] <= row["all_reduce_share"] < 1
 
 
+def test_overlap_compares_sums_afterwards_with_sums_on_the_way():
+    found = report("benchmarks/overlap.py", "--quick", "--ranks", "4")
+    assert [row["network"] for row in found["rows"]] == ["Ethernet, 1 Gb/s", "Ethernet, 10 Gb/s"]
+    for row in found["rows"]:
+        assert row["afterwards_seconds"] > row["all_reduce_seconds"] > 0 < row["alone_seconds"]
+        assert 0 < row["spread"][0] <= row["speedup"] <= row["spread"][1] and row["ranks"] == 4
+
+
 @under_mpi
 def test_all_reduce_measures_shared_memory(module):
     network = module("all_reduce").measure_network()

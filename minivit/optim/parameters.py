@@ -95,6 +95,21 @@ class FlatParameters:
         for block in cache_blocks(self.data[whole], BLOCK_BYTES):
             yield slice(whole.start + block.start, whole.start + block.stop)
 
+    def parts(self, least: int) -> list[tuple[slice, list[Parameter]]]:
+        """Slices of at least ``least`` bytes (the last of a group: what is left) that cut through no Parameter."""
+        parts: list[tuple[slice, list[Parameter]]] = []
+        for group in self.groups:
+            start = group["slice"].start
+            for name in group["params"]:
+                if self._slices[name].start == start:
+                    parts.append((slice(start, start), []))
+                part, parameters = parts[-1]
+                end = part.start + -(-(self._slices[name].stop - part.start) // ALIGNMENT) * ALIGNMENT
+                parts[-1] = slice(part.start, end), [*parameters, self.parameters[name]]
+                if (end - part.start) * self.data.itemsize >= least:
+                    start = end
+        return parts
+
     def zero_grad(self) -> None:
         """Set every gradient to zero, ready for ``backward`` to add to."""
         self.grad[...] = 0
@@ -116,14 +131,14 @@ class FlatParameters:
             sinks.append({self.parameters[name]: view for name, view in views.items()})
         return sinks
 
-    def add_up_sinks(self, count: int, share: Share = one_by_one) -> None:
-        """Add the other threads' gradients to ``grad``, always in the same order."""
+    def add_up_sinks(self, count: int, share: Share = one_by_one, whole: slice | None = None) -> None:
+        """Add the other threads' gradients to ``grad``, or to a slice of it, always in the same order."""
 
         def add_up(block: slice) -> None:
             for buffer in self._more_grads[: count - 1]:
                 self.grad[block] += buffer[block]
 
-        share(add_up, self.blocks())
+        share(add_up, self.blocks(whole))
 
     def check(self) -> None:
         """Raise RuntimeError with the first Parameter whose data or gradient no longer is a view of the flat arrays."""

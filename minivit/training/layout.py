@@ -45,9 +45,11 @@ class Layout:
     """The cut of a batch over ``ranks``, ``workers`` and micro-batches of at most ``micro_batch`` images.
 
     ``workers``: threads of this process; ``micro_batch``: None takes a worker's share in one piece; ``ranks``: see
-    ``minivit.training.ranks``, by default this process is alone. Use it in a ``with`` statement: inside there are
-    threads, and BLAS is held at one each; afterwards, whatever happened, BLAS has its own threads again. (A single
-    worker leaves BLAS its threads, or those of its share of the cores beside other ranks, and needs no ``with``.)
+    ``minivit.training.ranks``, by default this process is alone; ``overlap``: sum gradients over ranks while backward
+    is on its way (``all_reduce.py``), by default where ranks are on several machines. Use it in a ``with`` statement:
+    inside there are threads, and BLAS is held at one each; afterwards, whatever happened, BLAS has its own threads
+    again. (A single worker leaves BLAS its threads, or those of its share of the cores beside other ranks, and needs no
+    ``with``.)
 
     Raises ValueError for less than one worker or image.
 
@@ -56,13 +58,16 @@ class Layout:
     [(0, 0, 1), (1, 1, 3), (0, 3, 5), (1, 5, 7)]
     """
 
-    def __init__(self, workers: int = 1, micro_batch: int | None = None, ranks: Ranks | None = None):
+    def __init__(
+        self, workers: int = 1, micro_batch: int | None = None, ranks: Ranks | None = None, overlap: bool | None = None
+    ):
         for name, value in (("workers", workers), ("micro_batch", 1 if micro_batch is None else micro_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.workers = workers
         self.micro_batch = micro_batch
         self.ranks = ranks or Ranks()
+        self.overlap = self.ranks.size > self.ranks.neighbours if overlap is None else overlap
         self._threads: ThreadPoolExecutor | None = None
         self._inside = ExitStack()
 

@@ -28,6 +28,7 @@ from minivit.nn import Module, check_device, observe, on_device_of
 from minivit.objective import Objective
 from minivit.optim import Optimizer, clip_grad_norm
 from minivit.random import sampling
+from minivit.training.all_reduce import summed_up
 from minivit.training.layout import Layout, needs_whole_batch
 
 THE_REST = "the loss function"  # of what may be the first to be not finite
@@ -136,21 +137,21 @@ def forward_and_backward(
     """
     images, labels, samples, total = batch
     total = len(samples) if total is None else total
-    sinks = optimizer.flat.gradient_sinks(layout.workers, layout.share)
-    optimizer.flat.check()  # a model that was moved by now has its gradients elsewhere
     xp = array_module(optimizer.flat.grad)
+    together = needs_whole_batch(model, objective.module)
+    overlap = layout.overlap and not together and xp is np  # a layer's sums and the gradient's would meet
 
     def see(worker: int, piece: slice) -> Array:
         with np.errstate(all="ignore"):  # what is not finite is found later, and named better than NumPy can
             with sampling(seed, step, samples[piece]):
                 loss, logits = objective(model, images[piece], labels[piece])
             share = loss * (len(samples[piece]) / total)
-            share.backward(into=sinks[worker])
+            share.backward(into=sink(worker, piece, share))
         return seen_of(share, logits, labels[piece])
 
-    seen = layout.map(see, len(samples), together=needs_whole_batch(model, objective.module))
-    optimizer.flat.add_up_sinks(layout.workers, layout.share)
-    layout.ranks.sum(optimizer.flat.grad)
+    order = [parameter for _, parameter in _named_parameters(model, objective)] if overlap else None
+    with summed_up(optimizer.flat, layout, len(samples), order) as sink:
+        seen = layout.map(see, len(samples), together=together)
     rows = xp.empty((len(seen), 2))  # one by one: to stack many, CuPy needs their addresses from the host
     for row, numbers in zip(rows, seen):
         row[...] = numbers

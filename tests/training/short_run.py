@@ -1,6 +1,7 @@
 """Twenty steps of a small Vision Transformer with everything random switched on, for any layout.
 
-mpiexec -n 2 python -m tests.training.short_run FILE    each rank its share; rank 0 writes the parameters to FILE
+mpiexec -n 2 python -m tests.training.short_run FILE    each rank its share; rank 0 writes the parameters to FILE;
+                                                        with "overlap" after it, gradients are summed on the way
 """
 
 import sys
@@ -13,7 +14,7 @@ from minivit.models import VisionTransformer
 from minivit.objective import Classification
 from minivit.optim import SGD
 from minivit.random import generator
-from minivit.training import Layout, connect, train_step
+from minivit.training import Layout, all_reduce, connect, train_step
 
 CUTS = [(1, 4), (2, 4), (2, None), (3, 2), (1, 1)]  # workers, micro_batch
 
@@ -45,6 +46,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 if __name__ == "__main__":
     ranks = connect()
-    parameters = train(Layout(ranks=ranks), seed=0)
+    all_reduce.PART_BYTES = 512
+    parameters = train(Layout(ranks=ranks, overlap="overlap" in sys.argv), seed=0)
     if ranks.rank == 0:
         np.savez(sys.argv[1], **parameters)

@@ -34,9 +34,10 @@ def speaking(program):
 
 
 @under_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_number_of_ranks_does_not_change_the_training(tmp_path, ranks):
-    code, _, err = run(ranks, "-m", "tests.training.short_run", tmp_path / "end.npz")
+@pytest.mark.parametrize("options", [(2,), (4,), (2, "overlap"), (4, "overlap")], ids=str)
+def test_the_number_of_ranks_does_not_change_the_training(tmp_path, options):
+    ranks, *overlap = options
+    code, _, err = run(ranks, "-m", "tests.training.short_run", tmp_path / "end.npz", *overlap)
     assert (code, err) == (0, "")
     assert distance(dict(np.load(tmp_path / "end.npz")), train(Layout(), seed=0)) < 1e-5
 

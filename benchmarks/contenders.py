@@ -4,6 +4,7 @@ Run as a program, it measures one contender in a process of its own: see ``measu
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -67,7 +68,11 @@ class Minivit:
 
     def __init__(self, model: VisionTransformer | ResNet, layout: Layout):
         self.model, self.layout = model, layout
-        self.optimizer = AdamW(weight_decay_groups(model, weight_decay=0.05), lr=1e-3)
+
+    @functools.cached_property
+    def optimizer(self) -> AdamW:
+        """For training only: inference needs no room for gradients and moments."""
+        return AdamW(weight_decay_groups(self.model, weight_decay=0.05), lr=1e-3)
 
     def training(self, images: np.ndarray, labels: np.ndarray, total: int | None = None) -> None:
         """``total``: images of the batch on all ranks, where these are a share of it."""

@@ -65,7 +65,7 @@ def predict(
 
     check_device(model, images=images)
     with on_device_of(model), evaluating(model):
-        outputs = (layout or Layout(micro_batch=64)).map(output, len(images))
+        outputs = (layout or Layout(micro_batch=16)).map(output, len(images), graph=False)
         return array_module(images).concatenate(outputs)
 
 
@@ -103,7 +103,8 @@ def evaluate(
     with on_device_of(model), evaluating(model):
         for batch in batches.to(model.device).epoch(0) if isinstance(batches, Loader) else batches:
             check_device(model, images=batch.images, labels=batch.labels, samples=batch.samples)
-            for seen in layout.map(lambda worker, piece, batch=batch: look(batch, piece), len(batch.labels)):
+            count = len(batch.labels)
+            for seen in layout.map(lambda worker, piece, batch=batch: look(batch, piece), count, graph=False):
                 sums[:2] += to_device(seen, "cpu")
             sums[2] += len(batch.labels)
     layout.ranks.sum(sums)

@@ -38,6 +38,7 @@ Result = TypeVar("Result")
 
 PIECE_USES = 800  # of each weight in a micro-batch: adding its gradient to those before costs little beside them
 PIECE_OPERATIONS = 11e9  # of a micro-batch on its way forward, if it has so many: beside them Python's time is small
+LARGER = 4  # times as many images in a piece of which no graph is kept, only what the next layer reads
 WORKER_BYTES = 2**19  # of a worker's largest activation: with less, it waits for Python's lock more than it computes
 
 
@@ -89,28 +90,33 @@ class Layout:
         self._threads = None
         self._inside.close()
 
-    def pieces(self, size: int) -> list[slice]:
+    def pieces(self, size: int, graph: bool = True) -> list[slice]:
         """The micro-batches of ``size`` images of this process, nearly equal: as few as are a multiple of the workers.
+
+        Without a ``graph``, which keeps what backward needs, they may be larger, and take less memory all the same.
 
         >>> Layout(micro_batch=4).pieces(9)
         [slice(0, 3, None), slice(3, 6, None), slice(6, 9, None)]
         """
-        largest = min(self.micro_batch or size, size)
+        largest = min((self.micro_batch or size) * (1 if graph else LARGER), size)
         count = -(-size // largest) if size else 0
         count = min(size, -(-count // self.workers) * self.workers)
         return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
-    def map(self, function: Callable[[int, slice], Result], size: int, together: bool = False) -> list[Result]:
+    def map(
+        self, function: Callable[[int, slice], Result], size: int, together: bool = False, graph: bool = True
+    ) -> list[Result]:
         """``function(worker, piece)`` of every piece of ``size`` images, in order; those of one worker one by one.
 
-        With ``together`` the pieces are computed at the same time, and layers may ask for totals over all of them, of
-        all ranks: see ``needs_whole_batch``.
+        ``graph``: does the function keep a graph of its piece? See ``pieces``. With ``together`` the pieces are
+        computed at the same time, and layers may ask for totals over all of them, of all ranks: see
+        ``needs_whole_batch``.
 
         An exception is raised here, when no thread is at work any more: the one of the first worker that had any.
         Raises RuntimeError where several workers are wanted outside of the ``with`` statement, and ValueError where
         pieces that have to be together cannot be: there are more than workers, or none in this rank.
         """
-        pieces = self.pieces(size)
+        pieces = self.pieces(size, graph)
         meeting = None
         if together:
             self.check_together(pieces)

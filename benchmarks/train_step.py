@@ -76,7 +76,7 @@ def benchmark(job: Job, modes: list[str], contenders: list[str], rounds: int, co
         sgemm_rates = product_flops / np.minimum(*(seconds[name] for name in products))
         whole, computed = (job.batch * flops_per_image(jobs["minivit"], whole) for whole in (True, False))
         row = {"name": job.model, "mode": mode, "batch": job.batch, "threads": cores, "rounds": rounds}
-        piece = layout.pieces(job.batch, graph=job.mode == "training")[-1]  # the largest
+        piece = layout.pieces(job.batch, graph=mode == "training")[-1]  # the largest
         row |= {"engine": engine(), "workers": layout.workers, "micro_batch": piece.stop - piece.start}
         row |= {"torch_micro_batch": job.torch_micro_batch or job.batch, **differences}
         row |= against(seconds, peaks, contenders, job.batch)

@@ -28,9 +28,10 @@ NAMES = {
     "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"],
 }  # fmt: skip
 AROUND = {"_fits", "_room", "_to_be_read"}
-EQUIVALENT = {  # Φ(0) is a half from either side, and the larger of two is the larger in either order
+EQUIVALENT = {  # Φ(0) is a half from either side, the larger of two is so in either order, and narrow vectors serve too
     ("_normal", ">=", ">"),
     ("_forward", "larger(row[j], largest)", "larger(largest, row[j])"),
+    ("exp", "pass", "in_widest_vectors()"),
 }
 CAST = re.compile(r"np\.(?:float32|int32)\(([^()]*)\)")
 

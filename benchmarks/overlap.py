@@ -11,6 +11,7 @@ object.
 import argparse
 import json
 import time
+from functools import partial
 
 import numpy as np
 from all_reduce import ETHERNET, Network, all_reduce
@@ -44,7 +45,7 @@ def measure(job: Job, network: Network, ranks: int, rounds: int) -> dict:
     for name, wire in wires.items():
         layout = Layout(cut.workers, cut.micro_batch, wire, overlap=name == "on_the_way")
         rank = Minivit(job.create_model(), layout)
-        run = lambda rank=rank: rank.training(images, labels)  # noqa: E731
+        run = partial(rank.training, images, labels)
         tasks[name] = (Warm(layout, run), run)
         gradient = rank.optimizer.flat.grad.nbytes
     seconds = take_turns(tasks, rounds, job.model)

@@ -37,7 +37,9 @@ def summed_up(
     """Inside, the function that says what a worker goes back into from the loss of a piece of ``size`` images.
 
     Afterwards ``flat.grad`` is the sum over workers and ranks. With ``order``, the Parameters from the network's start
-    to its end, it is summed in parts on the way.
+    to its end, it is summed in parts on the way (those that are not among them come last).
+
+    Raises RuntimeError as ``flat.check`` does, and whatever the sum over ranks raises.
     """
     sinks = flat.gradient_sinks(layout.workers, layout.share)
     flat.check()  # a model that was moved by now has its gradients elsewhere
@@ -67,7 +69,7 @@ class _Parts:
     def __init__(self, flat: FlatParameters, layout: Layout, workers: int, order: Sequence[Parameter]):
         place = {parameter: i for i, parameter in enumerate(order)}
         parts = flat.parts(PART_BYTES)
-        parts.sort(key=lambda part: min(place[parameter] for parameter in part[1]), reverse=True)
+        parts.sort(key=lambda part: min(place.get(parameter, -1) for parameter in part[1]), reverse=True)
         self.flat, self.layout = flat, layout
         self.slices = [part for part, _ in parts]
         self.part_of = {parameter: i for i, (_, parameters) in enumerate(parts) for parameter in parameters}

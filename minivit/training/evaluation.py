@@ -65,7 +65,8 @@ def predict(
 
     check_device(model, images=images)
     with on_device_of(model), evaluating(model):
-        outputs = (layout or Layout(micro_batch=16)).map(output, len(images), graph=False)
+        layout = layout or Layout(micro_batch=16)  # of 64 images where no graph is kept
+        outputs = layout.map(output, len(images), graph=False)
         return array_module(images).concatenate(outputs)
 
 

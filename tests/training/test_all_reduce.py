@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivit import Tensor, ops
+from minivit import Tensor
 from minivit.autograd import Parameter, op
 from minivit.data import Batch
 from minivit.models import MaskedAutoencoderViT, VisionTransformer
@@ -136,11 +136,13 @@ def test_the_network_s_end_comes_first():
     ranks, model = Two(), vit()
     step(model, Layout(ranks=ranks, overlap=True))
     parts = [array for array, _ in ranks.summed]
-    place = {
-        name: [np.shares_memory(p.grad, part) for part in parts].index(True) for name, p in model.named_parameters()
-    }
-    assert place["head.weight"] < place["blocks.1.attn.qkv.weight"] < place["blocks.0.attn.qkv.weight"]
-    assert place["blocks.0.attn.qkv.weight"] < place["patch_embed.proj.weight"]
+    named = dict(model.named_parameters())
+
+    def place(name):
+        return [np.shares_memory(named[name].grad, part) for part in parts].index(True)
+
+    assert place("head.weight") < place("blocks.1.attn.qkv.weight") < place("blocks.0.attn.qkv.weight")
+    assert place("blocks.0.attn.qkv.weight") < place("patch_embed.proj.weight")
 
 
 def test_a_rank_without_images_takes_part():
@@ -150,9 +152,24 @@ def test_a_rank_without_images_takes_part():
     nothing = Batch(*(array[:0] for array in batch()[:3]), 4)
     with layout:
         train_step(model, Classification(), nothing, optimizer, 0, 0, layout)
-    assert (
-        sum(array.size for array, _ in ranks.summed) == optimizer.flat.grad.size + 2 and not optimizer.flat.grad.any()
-    )
+    assert sum(array.size for array, _ in ranks.summed) == optimizer.flat.grad.size + 2  # loss, and right answers
+    assert not optimizer.flat.grad.any()
+
+
+class Idle(Module):
+    """Has a weight that it does not use."""
+
+    def __init__(self):
+        self.fc, self.unused = Linear(64, 128), Linear(64, 128)
+
+    def forward(self, x):
+        return self.fc(Tensor(x.reshape(len(x), -1)))
+
+
+def test_what_is_not_used_is_not_waited_for():
+    ranks = Two()
+    flat = step(Idle(), Layout(2, ranks=ranks, overlap=True))
+    assert len(ranks.summed) == len(flat.parts(512)) + 1
 
 
 class Slow(Module):
@@ -197,30 +214,31 @@ class Failing(Ranks):
         raise ConnectionError("the cable")
 
 
-class Absent(Ranks):
-    """The others never come."""
-
-    def sum(self, array):
-        threading.Event().wait(60)
-
-
 def test_an_exception_of_the_sum_is_raised():
     with pytest.raises(ConnectionError, match="the cable"):
         step(vit(), Layout(2, ranks=Failing(), overlap=True))
 
 
-def test_a_worker_that_fails_does_not_wait_for_others(monkeypatch):
-    calls = []
+class Absent(Telling):
+    """The others never come."""
 
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) > 1:
-            raise KeyError("second piece")
-        return ops.cross_entropy(*arguments)
+    def sum(self, array):
+        super().sum(array)
+        threading.Event().wait(60)
 
-    monkeypatch.setattr("minivit.objective.Classification.__call__", lambda self, m, x, y: (failing(m(x), y), None))
-    with pytest.raises(KeyError, match="second piece"):
-        step(vit(), Layout(micro_batch=3, ranks=Absent(), overlap=True))
+
+def test_a_worker_that_fails_does_not_wait_for_others():
+    go = threading.Event()
+    model = Slow(go)
+
+    def fail():
+        go.wait(20)
+        raise KeyError("backward")
+
+    model.wait = fail
+    with pytest.raises(KeyError, match="backward"):
+        step(model, Layout(ranks=Absent(go), overlap=True))
+    assert go.is_set() and any(thread.name == "all-reduce" for thread in threading.enumerate())  # still waiting
 
 
 def test_overlap_is_for_several_machines():

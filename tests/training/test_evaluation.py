@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivit import ops
+from minivit import Tensor, ops
 from minivit.data import Batch, Dataset, Loader
 from minivit.nn import Dropout, Linear, Module, evaluating
 from minivit.random import generator
@@ -39,6 +39,13 @@ def test_predict_does_not_depend_on_the_layout(size, layout):
         logits = predict(model, images(size), layout)
     assert isinstance(logits, np.ndarray) and logits.shape == (size, 3) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, model.eval()(images(size)).data, rtol=1e-5, atol=1e-6)
+
+
+def test_pieces_that_keep_no_graph_are_larger():
+    sizes = []
+    for layout in (Layout(micro_batch=2), None):
+        predict(Net(), images(90), layout, forward=lambda x: sizes.append(len(x)) or Tensor(x))
+    assert max(sizes[:-2]) == 8 and sum(sizes[:-2]) == 90 and sizes[-2:] == [45, 45]
 
 
 def test_every_layer_gets_its_own_mode_back():

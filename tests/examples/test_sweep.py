@@ -106,7 +106,7 @@ def test_a_process_that_ends_without_a_word_gets_a_sentence(sweep, tmp_path):
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, time
 from pathlib import Path
 from sweep import sweep
 
@@ -117,6 +117,7 @@ def run(job):
     return {"x": 1}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background may ignore it
     sweep(run, [{"seconds": 0}], Path("figures"), "testing")
     sweep(run, [{"seconds": 0}, {"seconds": 30}], Path("figures"), "testing")
 """
@@ -131,7 +132,6 @@ def test_ctrl_c_stops_what_is_running_and_keeps_what_is_done(tmp_path, to_all, s
     with subprocess.Popen(
         [sys.executable, "program.py"], cwd=tmp_path, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background it may be ignored
     ) as process:  # fmt: skip
         worker = int(process.stdout.readline())
         (os.killpg if to_all else os.kill)(process.pid, sent)

@@ -28,19 +28,18 @@ VITS = list_models(VisionTransformer)
 SMALL = [name for name in VITS if VIT[name]["img_size"] <= 32]
 
 
-@pytest.fixture(scope="module")
-def empty():
-    """Every network, with weights of zero, which cost nothing."""
-    return {name: create_model(name, weight_init="skip") for name in VITS}
+def empty(name):
+    """With weights of zero, which cost nothing."""
+    return create_model(name, weight_init="skip")
 
 
-def test_numbers_of_parameters(empty):
-    assert {name: empty[name].num_parameters() for name in PARAMETERS} == PARAMETERS
+def test_numbers_of_parameters():
+    assert {name: empty(name).num_parameters() for name in PARAMETERS} == PARAMETERS
 
 
 @pytest.mark.parametrize("name", VITS)
-def test_every_network_has_the_parts_that_its_configuration_says(empty, name):
-    model, c = empty[name], VIT[name]
+def test_every_network_has_the_parts_that_its_configuration_says(name):
+    model, c = empty(name), VIT[name]
     (h, w), (p, q) = pair(c["img_size"]), pair(c["patch_size"])
     patches, width, chans = (h // p) * (w // q), c["embed_dim"], c.get("in_chans", 3)
     hidden, classes = int(c.get("mlp_ratio", 4) * width), c.get("num_classes", 1000)
@@ -69,8 +68,8 @@ def test_small_networks_run(name):
     assert (logits.data[0] != logits.data[1]).any() and np.isfinite(logits.data).all()
 
 
-def test_the_books_network(empty):
-    model = empty["vit_book"]
+def test_the_books_network():
+    model = empty("vit_book")
     tokens = model.forward_features(np.zeros((2, 3, 32, 32), np.float32))
     assert tokens.shape == (2, 5, 384)
     assert model.forward_head(tokens).shape == (2, 10)
@@ -79,8 +78,8 @@ def test_the_books_network(empty):
     assert VIT["vit_book"]["weight_init"] == "book"
 
 
-def test_a_network_of_imagenet_runs(empty):
-    model = empty["deit_tiny_patch16_224"]
+def test_a_network_of_imagenet_runs():
+    model = empty("deit_tiny_patch16_224")
     model.head.bias.data[...] = np.arange(1000)
     assert (model(np.zeros((1, 3, 224, 224), np.float32)).data == np.arange(1000)).all()
 

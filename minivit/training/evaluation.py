@@ -65,7 +65,7 @@ def predict(
 
     check_device(model, images=images)
     with on_device_of(model), evaluating(model):
-        layout = layout or Layout(micro_batch=16)  # of 64 images where no graph is kept
+        layout = layout or Layout(micro_batch=32)  # of 64 images where no graph is kept
         outputs = layout.map(output, len(images), graph=False)
         return array_module(images).concatenate(outputs)
 

@@ -37,8 +37,8 @@ from minivit.training.ranks import Ranks
 Result = TypeVar("Result")
 
 PIECE_USES = 800  # of each weight in a micro-batch: adding its gradient to those before costs little beside them
-PIECE_OPERATIONS = 11e9  # of a micro-batch on its way forward, if it has so many: beside them Python's time is small
-LARGER = 4  # times as many images in a piece of which no graph is kept, only what the next layer reads
+PIECE_OPERATIONS = 5.5e9  # of a micro-batch on its way forward, if it has so many: beside them Python's time is small
+LARGER = 2  # times as many images in a piece of which no graph is kept, only what the next layer reads
 WORKER_BYTES = 2**19  # of a worker's largest activation: with less, it waits for Python's lock more than it computes
 
 
@@ -222,7 +222,7 @@ def choose_layout(
 
     One image is sent through the network, to find out how large its activations are and how often it uses a weight (as
     often as it has tokens, in a Vision Transformer). Then micro-batches are as small as they may be nearly without a
-    price: 800 uses of each weight, and 11 thousand million operations. A worker for every core that this process has
+    price: 800 uses of each weight, and 5.5 thousand million operations. A worker for every core that this process has
     for itself, as long as each has half a megabyte in the largest activation. (A network that is too small for threads
     is none too small for ranks, which share no lock.) With BatchNorm a worker takes its share in one piece. So does a
     GPU, unless ``micro_batch`` is given, which saves memory: its own cores share the work out among themselves.

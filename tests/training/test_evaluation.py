@@ -45,7 +45,7 @@ def test_pieces_that_keep_no_graph_are_larger():
     sizes = []
     for layout in (Layout(micro_batch=2), None):
         predict(Net(), images(90), layout, forward=lambda x: sizes.append(len(x)) or Tensor(x))
-    assert max(sizes[:-2]) == 8 and sum(sizes[:-2]) == 90 and sizes[-2:] == [45, 45]
+    assert max(sizes[:-2]) == 4 and sum(sizes[:-2]) == 90 and sizes[-2:] == [45, 45]
 
 
 def test_every_layer_gets_its_own_mode_back():

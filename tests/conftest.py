@@ -1,6 +1,6 @@
 """How hard the property tests try: ``HYPOTHESIS_PROFILE=thorough python -m pytest``.
 
-``dev``, the default, tries the same 30 examples everywhere and every time: a fresh clone passes or fails alike on all
+``dev``, the default, tries the same 20 examples everywhere and every time: a fresh clone passes or fails alike on all
 machines, and nobody meets a rare failure that another cannot repeat. ``ci`` tries the same 200. ``thorough`` draws 1000
 new examples in each run, for finding what the others missed; it prints a line that repeats a failure. ``gpu`` tries 10,
 for a GPU, where kernels are compiled for each shape.
@@ -14,7 +14,7 @@ from hypothesis import settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small here: threads would wait for one another
 
 common = {"deadline": None, "print_blob": True}  # the first example of a test warms caches: no time limit
-settings.register_profile("dev", max_examples=30, derandomize=True, **common)
+settings.register_profile("dev", max_examples=20, derandomize=True, **common)
 settings.register_profile("ci", max_examples=200, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=1000, **common)
 settings.register_profile("gpu", max_examples=10, derandomize=True, **common)

@@ -54,6 +54,7 @@ def data():
 # --- from start to end -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_table_and_claims(tmp_path):
     write_set(tmp_path / "data" / "mnist")
     arguments = ("--dataset", "mnist", "--seeds", 2, "--visits", 120, "--names", "all")

@@ -42,6 +42,7 @@ def weights(folder):
     return load_checkpoint(f"{folder}/last.npz").model
 
 
+@pytest.mark.slow
 def test_training_on_a_gpu_is_the_training_on_the_cpu(train, tmp_path):
     figures, lines = train("--device", "cuda:1", "--run-dir", "gpu", "--flip")
     expected, _ = train("--run-dir", "cpu", "--workers", "1", "--micro-batch", "10", "--flip")

@@ -34,6 +34,7 @@ def taught(tmp_path_factory):
     return cwd, out
 
 
+@pytest.mark.slow
 def test_all_forms_are_trained_drawn_and_not_run_twice(taught, distill):
     cwd, out = taught
     figures, folder = json.loads(out.splitlines()[-1]), cwd / "runs" / "distill-mnist"

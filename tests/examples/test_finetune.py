@@ -80,6 +80,7 @@ def test_it_began_with_the_weights_of_the_checkpoint(finetuned):
         assert 0 < moved < 0.05 < np.abs(before[name]).max()
 
 
+@pytest.mark.slow
 def test_a_classifier_at_another_size_on_your_own_images_and_on_with_it(tmp_path):
     """A learned table of positions is resampled; the run is taken up again at its end."""
     write_tree(tmp_path / "animals", count=20)

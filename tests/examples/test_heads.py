@@ -39,6 +39,7 @@ def figures():
 # --- a sweep from start to end -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_its_table_and_claims_draws_and_is_not_run_twice(tmp_path, heads):
     write_set(tmp_path / "data" / "mnist")
     code, out, err = run("heads.py", *TINY, cwd=tmp_path)

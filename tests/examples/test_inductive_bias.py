@@ -32,6 +32,7 @@ def bias():
 # --- a sweep from start to end -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_its_tables_and_claims_and_draws(tmp_path, bias):
     from figures import LINES
 

@@ -10,6 +10,7 @@ from tests.data.test_idx import write_set
 from tests.examples import check_picture, fails, run
 
 
+@pytest.mark.slow
 def test_the_comparison_from_start_to_end_and_once_more_from_its_files(tmp_path):
     write_set(tmp_path / "data" / "mnist")
     arguments = ("--dataset", "mnist", "--labels", 10, "--pretrain-epochs", 1, "--blr", 0.004)

@@ -39,6 +39,7 @@ def pictures():
 # --- a sweep from start to end -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_its_table_and_claims_draws_and_is_not_run_twice(tmp_path):
     arguments = (*TINY, "--positions", "learn,none,rel_bias")
     code, out, err = run("positions.py", *arguments, cwd=tmp_path)

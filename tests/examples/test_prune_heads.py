@@ -36,6 +36,7 @@ IMAGES = np.random.default_rng(0).standard_normal((5, 1, 16, 16)).astype(np.floa
 # --- from start to end ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_of_it(tmp_path, prune_heads):
     write_set(tmp_path / "data" / "mnist")
     code, out, err = run("prune_heads.py", *TINY, cwd=tmp_path)

@@ -102,6 +102,7 @@ def test_a_run_stopped_by_ctrl_c_is_resumed_to_its_end(tmp_path):
         check_picture(folder / name)
 
 
+@pytest.mark.slow
 @under_mpi
 def test_two_ranks_under_mpiexec(tmp_path):
     """Everything is said once, by rank 0, and Ctrl-C, which mpiexec passes on, ends both."""

@@ -49,6 +49,7 @@ def pair(versus, tmp_path):
 # --- from start to end ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_of_it_and_once_more_from_its_files(tmp_path, versus, monkeypatch, capsys):
     write_set(tmp_path / "data" / "mnist", train=260)
     arguments = ("--dataset", "mnist", "--epochs", 1, "--seeds", 2, "--test-images", 10)

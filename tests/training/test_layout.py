@@ -25,7 +25,7 @@ layouts = st.builds(Layout, workers=st.integers(1, 4), micro_batch=st.none() | s
 @given(st.integers(0, 50), layouts, st.booleans())
 def test_pieces_cover_the_batch_once_and_nearly_equally(size, layout, graph):
     pieces = layout.pieces(size, graph)
-    largest = (layout.micro_batch or size) * (1 if graph else 4)
+    largest = (layout.micro_batch or size) * (1 if graph else 2)
     assert [i for piece in pieces for i in range(size)[piece]] == list(range(size))
     sizes = {piece.stop - piece.start for piece in pieces}
     assert not sizes or (0 < min(sizes) and max(sizes) <= min(sizes) + 1 and max(sizes) <= largest)

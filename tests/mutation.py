@@ -60,8 +60,8 @@ EQUIVALENT = {  # reason: (function, line before, line after)
          "dbias = None if bias_shape is None else ds"),
     ],
     "y has two axes here: axis 1 is axis -1": [
-        ("linear", "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
-         "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)"),
+        *((name, "return (y.reshape(shape[:-1] + y.shape[-1:]), pullback)",
+           "return (y.reshape(shape[:-1] + y.shape[1:]), pullback)") for name in ("linear", "mlp")),
     ],
     "it is applied twice": [
         ("_sum_diagonals", "return shifted.reshape(length, -1, *x.shape[2:]).sum(axis=0)",

@@ -167,6 +167,13 @@ def linears(draw):
 
 
 @st.composite
+def perceptrons(draw):
+    shape, hidden, outputs = draw(some_axes), draw(sizes), draw(sizes)
+    first, second = (hidden, shape[-1]), (outputs, hidden)
+    return Case(tuple(draw(arrays(s)) for s in (shape, first, first[:1], second, second[:1])))
+
+
+@st.composite
 def layer_norms(draw):
     """With a smaller eps two almost equal numbers would be a kink."""
     shape, eps = draw(some_axes), draw(st.sampled_from([0.1, 1.0]))
@@ -332,8 +339,8 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "concatenate": concatenations(), "cross_entropy": cross_entropies(), "div": pairs(nonzero), "exp": elementwise(),
     "gelu": gelus(), "getitem": indexings(), "layer_norm": layer_norms(), "linear": linears(),
     "log": elementwise(positive), "log_softmax": along_an_axis(), "matmul": matmuls(), "mean": over_axes(),
-    "mse_loss": squared_errors(), "mul": pairs(), "neg": elementwise(), "patchify": cuttings(), "power": powers(),
-    "put_tokens": puttings(), "relative_bias": relative_biases(), "relu": elementwise(nonzero),
+    "mlp": perceptrons(), "mse_loss": squared_errors(), "mul": pairs(), "neg": elementwise(), "patchify": cuttings(),
+    "power": powers(), "put_tokens": puttings(), "relative_bias": relative_biases(), "relu": elementwise(nonzero),
     "reshape": reshapings(), "rms_norm": rms_norms(), "rotate": rotations(), "scale": scalings(),
     "scaled_dot_product_attention": attentions(),
     "self_attention": self_attentions(), "shift": shifts(), "sigmoid": elementwise(nonzero),

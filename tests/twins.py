@@ -75,6 +75,10 @@ def linear(x, weight, bias=None):
     return y if bias is None else y + bias
 
 
+def mlp(x, weight1, bias1, weight2, bias2):
+    return linear(gelu(linear(x, weight1, bias1)), weight2, bias2)
+
+
 def scaled_dot_product_attention(q, k, v, bias=None, scale=None):
     scores = q @ k.transpose(0, 1, 3, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return softmax(scores if bias is None else scores + bias) @ v
@@ -224,6 +228,7 @@ TWINS = {
     "log_softmax": log_softmax,
     "max_pool2d": max_pool2d,
     "mean": mean,
+    "mlp": mlp,
     "mse_loss": mse_loss,
     "neg": lambda x: 0.0 - x,
     "put_tokens": put_tokens,

@@ -6,7 +6,7 @@ reads a number once, does all that the formula does with it, and writes the resu
 compiler       from a Python function to machine code; e^x      linear           weights and biases
 blas           matrix products inside of loops                  attention        scores that stay in the cache
 activation     GELU                                             normalization    layer norm, with the residual before it
-optim          AdamW
+optim          AdamW                                            mlp              two linear layers, GELU between them
 
 They need Numba (``pip install 'minivit[fast]'``), and know float32 only; without it, and for all else, the formulas
 run. Products are those of the BLAS library that came with NumPy, or of MKL where that is installed.
@@ -21,6 +21,6 @@ if ENABLED and importlib.util.find_spec("numba"):
 
     __all__ = ["activation", "blas", "normalization", "optim"]
     if blas.library():
-        from minivit.loops import attention, linear
+        from minivit.loops import attention, linear, mlp
 
-        __all__ += ["attention", "linear"]
+        __all__ += ["attention", "linear", "mlp"]

@@ -31,18 +31,17 @@ def gelu(x: Array, approximate: str = "none") -> tuple:
 def _gelu(x, y, slope):
     if len(slope):
         for i in range(len(x)):
-            below, density = _normal(x[i])
-            y[i] = x[i] * below
-            slope[i] = below + x[i] * density
+            y[i], slope[i] = gelu_of(x[i])
     else:
         for i in range(len(x)):
-            y[i] = x[i] * _normal(x[i])[0]
+            y[i] = gelu_of(x[i])[0]
 
 
 @inlined
-def _normal(x):
-    """Φ(x) and φ(x): with t = k / (k + |x|), Φ(−|x|) = φ(x) (c₀ + c₁ t + … + c₅ t⁵)."""
+def gelu_of(x):
+    """x Φ(x) and its slope Φ(x) + x φ(x). With t = k / (k + |x|), Φ(−|x|) = φ(x) (c₀ + c₁ t + … + c₅ t⁵)."""
     density = PEAK * exp(np.float32(-0.5) * x * x)
     t = K / (K + abs(x))
     tail = density * (C0 + t * (C1 + t * (C2 + t * (C3 + t * (C4 + t * C5)))))
-    return (np.float32(1) - tail if x > 0 else tail), density
+    below = np.float32(1) - tail if x > 0 else tail
+    return x * below, below + x * density

@@ -6,7 +6,7 @@ from minivit import ops
 from minivit.autograd import wanted
 from minivit.backend import Array
 from minivit.loops.blas import multiply
-from minivit.loops.compiler import known, loop, rows_of, stands_in_for
+from minivit.loops.compiler import inlined, known, loop, rows_of, stands_in_for
 
 
 @stands_in_for(ops.linear.raw)
@@ -22,17 +22,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple:
 
     def pullback(dy):
         dy = rows_of(dy)
-        dx = dweight = dbias = None
-        if has_bias:  # first, while dy is in the cache
-            dbias = np.zeros(dy.shape[1], dy.dtype)
-            _bias_gradient(dy, dbias)
-        if weight_kept is not None:
-            dx = np.empty((len(dy), shape[-1]), dy.dtype)
-            _input_gradient(dy, weight_kept, dx)
-            dx = dx.reshape(shape)
-        if x_kept is not None:
-            dweight = np.empty((dy.shape[1], shape[-1]), dy.dtype)
-            _weight_gradient(dy, x_kept, dweight)
+        dbias = bias_gradient(dy) if has_bias else None  # first, while dy is in the cache
+        dx = None if weight_kept is None else input_gradient(dy, weight_kept).reshape(shape)
+        dweight = None if x_kept is None else weight_gradient(dy, x_kept)
         return dx, dweight, dbias
 
     return y.reshape(shape[:-1] + y.shape[-1:]), pullback
@@ -42,9 +34,35 @@ def _fits(x: Array, weight: Array, bias: Array | None) -> bool:
     return weight.ndim == 2 and x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
 
 
+def input_gradient(dy: Array, weight: Array) -> Array:
+    """dx = dy W."""
+    dx = np.empty((len(dy), weight.shape[1]), dy.dtype)
+    _input_gradient(dy, weight, dx)
+    return dx
+
+
+def weight_gradient(dy: Array, x: Array) -> Array:
+    """dW = dyᵀ x."""
+    dweight = np.empty((dy.shape[1], x.shape[1]), dy.dtype)
+    _weight_gradient(dy, x, dweight)
+    return dweight
+
+
+def bias_gradient(dy: Array) -> Array:
+    """db = Σ dy."""
+    dbias = np.zeros(dy.shape[1], dy.dtype)
+    _bias_gradient(dy, dbias)
+    return dbias
+
+
 @loop
 def _forward(x, weight, bias, y):
     multiply(1, x, False, weight, True, y)
+    add_bias(y, bias)
+
+
+@inlined
+def add_bias(y, bias):
     for i in range(len(y)):
         for j in range(len(bias)):
             y[i, j] += bias[j]

@@ -41,6 +41,16 @@ def observe(callback: Callable[["Module", tuple, Any], None]) -> Iterator[None]:
         _observers.callbacks.remove(callback)
 
 
+def observing() -> bool:
+    """Does a callback of ``observe`` look on in this thread? Then it is shown every layer, and none may be fused.
+
+    >>> with observe(print):
+    ...     observing()
+    True
+    """
+    return bool(_observers.callbacks)
+
+
 @contextmanager
 def unobserved() -> Iterator[None]:
     """Inside: no callback of ``observe`` is called in this thread.

@@ -8,6 +8,7 @@ from minivit.ops.batch_norm import batch_norm
 from minivit.ops.convolution import avg_pool2d, conv2d, max_pool2d
 from minivit.ops.linear import linear, matmul
 from minivit.ops.loss import cross_entropy, mse_loss
+from minivit.ops.mlp import mlp
 from minivit.ops.normalization import add_layer_norm, layer_norm, rms_norm
 from minivit.ops.position import by_distance, relative_bias, rotate, sum_by_distance
 from minivit.ops.reduction import amax, mean, sum
@@ -26,7 +27,7 @@ from minivit.ops.shape import (
 __all__ = [
     "add", "add_layer_norm", "amax", "avg_pool2d", "batch_norm", "broadcast_to", "by_distance", "concatenate",
     "conv2d", "cross_entropy", "div", "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul",
-    "max_pool2d", "mean", "mse_loss", "mul", "neg", "patchify", "power", "put_tokens", "relative_bias", "relu",
+    "max_pool2d", "mean", "mlp", "mse_loss", "mul", "neg", "patchify", "power", "put_tokens", "relative_bias", "relu",
     "reshape", "rms_norm", "rotate", "scale", "scaled_dot_product_attention", "self_attention", "shift", "sigmoid",
     "softmax", "sqrt", "sub", "sum", "sum_by_distance", "take_tokens", "transpose",
 ]  # fmt: skip

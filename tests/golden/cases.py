@@ -84,6 +84,7 @@ OPS = {
     "log_softmax": OpCase("log_softmax", ((3, 4, 5),)),
     "linear": OpCase("linear", ((2, 3, 5), (4, 5), (4,))),
     "linear_no_bias": OpCase("linear", ((6, 5), (4, 5))),
+    "mlp": OpCase("mlp", ((2, 3, 5), (7, 5), (7,), (4, 7), (4,))),
     "layer_norm": OpCase("layer_norm", ((2, 3, 8), (8,), (8,)), {"eps": 1e-5}),
     "attention": OpCase("scaled_dot_product_attention", ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4))),
     "attention_scale": OpCase("scaled_dot_product_attention", ((1, 2, 3, 4),) * 3, {"scale": 0.7}),

@@ -195,6 +195,7 @@ OPS = {
     "softmax": lambda x, axis=-1: F.softmax(x, dim=axis),
     "log_softmax": lambda x, axis=-1: F.log_softmax(x, dim=axis),
     "linear": F.linear,
+    "mlp": lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2),
     "layer_norm": lambda x, weight, bias, eps: F.layer_norm(x, x.shape[-1:], weight, bias, eps),
     "scaled_dot_product_attention": F.scaled_dot_product_attention,
     "cross_entropy": F.cross_entropy,

@@ -16,20 +16,21 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
-from minivit import Tensor, no_grad, op, ops
+from minivit import Tensor, no_grad, op
 from minivit.optim.adamw import adamw
 from tests.compare import UNIT, errors, exact, numbers
 from tests.loops import plain
-from tests.loops.test_loops import attention
+from tests.loops.test_loops import attention, perceptron
 from tests.mutation import Mutant, mutants
 
 NAMES = {
     "compiler": ["exp"], "activation": ["gelu"], "normalization": ["layer_norm", "add_layer_norm"],
-    "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"],
+    "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"], "mlp": ["mlp"],
 }  # fmt: skip
 AROUND = {"_fits", "_room", "_to_be_read"}
+SHARED = {"add_bias", "exp", "gelu_of"}  # loops, or parts of them, that other files use
 EQUIVALENT = {  # Φ(0) is a half from either side, the larger of two is so in either order, and narrow vectors serve too
-    ("_normal", ">=", ">"),
+    ("gelu_of", ">=", ">"),
     ("_forward", "larger(row[j], largest)", "larger(largest, row[j])"),
     ("exp", "pass", "in_widest_vectors()"),
 }
@@ -48,13 +49,16 @@ def compare(loops: SimpleNamespace) -> None:
         (loops.layer_norm, (rows, weight, bias, 0.1)),
         (loops.add_layer_norm, (rows, other, weight, bias, 0.1)),
         (loops.linear, (rows, numbers(4, 2, 5), numbers(5, 2))),
+        (loops.mlp, perceptron(0, 5)),
         (attention(loops.attend), tuple(numbers(i, 2, 3, 3, 4) for i in range(3))),
         (attention(loops.attend), tuple(numbers(i, 1, 1, n, 2, scale=2) for i, n in enumerate((3, 4, 4)))),
     ]
+    loops.mlp.__globals__.update(FEWEST=2, HIDDEN=1)  # three blocks of five rows
     for stand_in, args in cases:
         assert max(errors(stand_in, np, args)) < 1e-5
     with no_grad():  # no slope then
-        np.testing.assert_allclose(op(loops.gelu)(Tensor(rows)).data, ops.gelu.raw(rows)[0], rtol=1e-5)
+        for stand_in, args in [(loops.gelu, (rows,)), (loops.mlp, perceptron(0, 5))]:
+            np.testing.assert_allclose(op(stand_in)(*map(Tensor, args)).data, stand_in.formula(*args)[0], rtol=1e-5)
     far, large = (1000 + rows, weight, bias), tuple(40 * numbers(i, 1, 1, 2, 4) for i in range(3))
     for stand_in, args in [(loops.layer_norm, far), (attention(loops.attend), large)]:
         np.testing.assert_allclose(stand_in(*args)[0], stand_in.formula(*map(exact, args))[0], atol=1e-3, rtol=1e-4)
@@ -71,7 +75,7 @@ def made() -> Iterator[tuple[str, Mutant]]:
     for file, chosen in NAMES.items():
         for mutant in mutants(plain.FOLDER / f"{file}.py", chosen):
             function, before, after = mutant.key
-            is_loop = function == "exp" or (function.startswith("_") and function not in AROUND)
+            is_loop = function in SHARED or (function.startswith("_") and function not in AROUND)
             same = any(
                 function == f and new in after and after.replace(new, old) == before for f, new, old in EQUIVALENT
             )

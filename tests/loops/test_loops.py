@@ -9,6 +9,7 @@ from minivit import ops
 from minivit.autograd import Tensor, no_grad, op
 from minivit.optim.adamw import adamw
 from tests.compare import UNIT, as_tuple, errors, exact, numbers
+from tests.rules import kept
 
 TOLERANCE = 16 * UNIT["float32"]
 
@@ -74,7 +75,7 @@ def test_a_large_mean_costs_no_precision_of_the_variance(loops):
     assert max(errors(loops.layer_norm, np, args)) < 1e-4
 
 
-# --- linear layers -------------------------------------------------------------------------------------------------
+# --- linear layers, and two with a GELU between them ---------------------------------------------------------------
 
 
 @given(st.lists(sizes(4), max_size=2), sizes(6), sizes(6), st.booleans(), seeds)
@@ -92,6 +93,36 @@ def test_linear_computes_what_is_wanted(trained):
     ops.linear(*tensors.values()).sum().backward()
     right = {"x": np.ones((3, 2)) @ tensors["weight"].data, "weight": np.ones((2, 3)) @ tensors["x"].data, "bias": 3}
     np.testing.assert_allclose(tensors[trained].grad, np.broadcast_to(right[trained], tensors[trained].shape), 1e-5)
+
+
+def perceptron(seed: int, *leading: int, inputs: int = 4, hidden: int = 6, outputs: int = 3) -> tuple[np.ndarray, ...]:
+    shapes = (*leading, inputs), (hidden, inputs), (hidden,), (outputs, hidden), (outputs,)
+    return tuple(numbers(seed + i, *shape) for i, shape in enumerate(shapes))
+
+
+@given(st.lists(sizes(4), max_size=2), *(sizes(5) for _ in range(4)), st.booleans(), seeds)
+def test_a_perceptron_some_rows_at_a_time(loops, leading, inputs, hidden, outputs, rows, large, seed):
+    args = perceptron(seed, *leading, inputs=inputs, hidden=hidden, outputs=outputs)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"FEWEST": rows, "HIDDEN": 8, "LARGE": 0 if large else 100}.items():
+            patch.setitem(loops.mlp.__globals__, name, value)
+        agrees(loops.mlp, args)
+        with no_grad():  # no more than one block of the hidden layer is made then
+            tensors = (Tensor(x, requires_grad=True) for x in args)
+            np.testing.assert_allclose(op(loops.mlp)(*tensors).data, loops.mlp(*args)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", range(5))
+def test_a_perceptron_computes_what_is_wanted(loops, trained):
+    args = perceptron(0, 3)
+    tensors = [Tensor(x, requires_grad=i == trained) for i, x in enumerate(args)]
+    y = op(loops.mlp)(*tensors)
+    dy = numbers(9, *y.shape)
+    cotangents, right = y.node.pullback(dy), ops.mlp.raw(*map(exact, args))[1](exact(dy))
+    found = cotangents[trained]
+    np.testing.assert_allclose(found, right[trained].reshape(-1, *found.shape).sum(0), rtol=1e-4, atol=1e-5)
+    assert all(cotangents[factor] is None for factor in (0, 1, 3) if factor != trained)
+    assert not any(np.may_share_memory(args[trained], array) for array in kept(y.node.pullback))
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -142,8 +173,9 @@ def test_what_is_not_finite_does_not_become_finite(loops, bad):
         o = attention(loops.attend)(q, k, v)[0]
         normed = [loops.layer_norm(row, ones, zeros)[0], loops.add_layer_norm(row, row, ones, zeros)[0][0]]
         linear = loops.linear(row, np.ones((1, 3), "f"))[0]
+        mlp = loops.mlp(row, np.ones((2, 3), "f"), np.zeros(2, "f"), np.ones((1, 2), "f"), np.zeros(1, "f"))[0]
     assert not np.isfinite(o[0, 0, 1]).any() and np.isfinite(o[0, 0, [0, 2]]).all()
-    assert not np.isfinite(normed).any() and not np.isfinite(linear).any()
+    assert not np.isfinite(normed).any() and not np.isfinite([linear, mlp]).any()
 
 
 # --- AdamW, and what all have in common ----------------------------------------------------------------------------
@@ -180,8 +212,25 @@ def odd(kind: str, array: np.ndarray) -> np.ndarray:
             return array
 
 
+def agrees(stand_in, args, plain=None, form=lambda dy: dy) -> None:
+    """With the formula: numbers are near 1, so errors are absolute ones. ``plain`` are ``args`` in another form."""
+    plain = args if plain is None else plain
+    value, pullback = stand_in(*plain)
+    assert {y.dtype for y in as_tuple(value)} == {plain[0].dtype}
+    right, right_pullback = stand_in.formula(*map(exact, args))
+    dys = [numbers(7 + i, *y.shape) for i, y in enumerate(as_tuple(right))]
+    cotangents = as_tuple(pullback(*map(form, dys)))
+    for found, expected in [
+        *zip(as_tuple(value), as_tuple(right)),
+        *zip(cotangents, as_tuple(right_pullback(*map(exact, dys)))),
+    ]:
+        if expected is not None:
+            expected = expected if found.shape == expected.shape else expected.reshape(-1, *found.shape).sum(0)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["float64", "backwards", "every second", "columns", "locked"])
-@pytest.mark.parametrize("name", ["gelu", "layer_norm", "add_layer_norm", "linear", "attend"])
+@pytest.mark.parametrize("name", ["gelu", "layer_norm", "add_layer_norm", "linear", "mlp", "attend"])
 def test_arrays_of_every_form(loops, name, kind):
     stand_in = getattr(loops, name)
     vector = numbers(9, 4)
@@ -190,22 +239,12 @@ def test_arrays_of_every_form(loops, name, kind):
         "layer_norm": (numbers(0, 3, 4), vector, vector),
         "add_layer_norm": (numbers(0, 3, 4), numbers(1, 3, 4), vector, vector),
         "linear": (numbers(0, 2, 3, 4), numbers(1, 5, 4), numbers(2, 5)),
+        "mlp": perceptron(0, 2, 3),
         "attend": tuple(numbers(i, 2, 3, 5, 4) for i in range(3)),
     }[name]
     stand_in = attention(stand_in) if name == "attend" else stand_in
     plain = tuple(odd(kind, array) for array in args)
-    value, pullback = stand_in(*plain)
-    assert {y.dtype for y in as_tuple(value)} == {plain[0].dtype}
-    right, right_pullback = stand_in.formula(*map(exact, args))
-    dys = [numbers(7 + i, *y.shape) for i, y in enumerate(as_tuple(right))]
-    cotangents = as_tuple(pullback(*(odd(kind, dy) for dy in dys)))
-    for found, expected in [
-        *zip(as_tuple(value), as_tuple(right)),
-        *zip(cotangents, as_tuple(right_pullback(*map(exact, dys)))),
-    ]:
-        if expected is not None:
-            expected = expected if found.shape == expected.shape else expected.reshape(-1, *found.shape).sum(0)
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    agrees(stand_in, args, plain, lambda dy: odd(kind, dy))
     for array, given_array in zip(plain, args):
         np.testing.assert_array_equal(array, given_array)  # nothing was written to
 
@@ -217,6 +256,10 @@ def test_arrays_of_every_form(loops, name, kind):
         ("add_layer_norm", [(2, 3), (1, 3), (3,), (3,)], r"arrays of one shape"),
         ("linear", [(2, 3), (4, 5)], r"linear needs x"),
         ("linear", [(2, 3), (4, 3), (3,)], r"bias of shape \(4,\)"),
+        ("mlp", [(2, 3), (4, 5), (4,), (2, 4), (2,)], r"linear needs x"),
+        ("mlp", [(2, 3), (4, 3), (3,), (2, 4), (2,)], r"bias of shape \(4,\)"),
+        ("mlp", [(2, 3), (4, 3), (4,), (2, 5), (2,)], r"linear needs x"),
+        ("mlp", [(2, 3), (4, 3), (4,), (2, 4), (4,)], r"bias of shape \(2,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_the_words_of_the_formula(loops, name, shapes, sentence):

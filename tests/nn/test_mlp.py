@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Tensor, ops
-from minivit.nn import Dropout, Mlp
+from minivit.nn import Dropout, Linear, Mlp, observe
 from minivit.random import sampling
 from tests.nn.test_gradients import randomise, tokens
 from tests.strategies import generators, sizes
@@ -42,6 +42,58 @@ def test_dropout_comes_after_the_activation_and_at_the_end():
         expected = drop(mlp.fc2(drop(ops.gelu(mlp.fc1(x)))))
     np.testing.assert_array_equal(y.data, expected.data)
     assert (y.data == 0).any() and (mlp.eval()(x).data != 0).all()
+
+
+class Other(Linear):
+    """A layer that somebody put in the place of another."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def without_bias(mlp):
+    mlp.fc1.bias = None
+
+
+def exchanged(mlp):
+    mlp.fc2 = randomise(Other(6, 4), np.random.default_rng(0))
+
+
+CHANGES = {  # what is done to Mlp(4, 6), in training mode, and whether one op computes it then
+    "as it is": ({}, lambda mlp: None, True),
+    "dropout": ({"drop": 0.5}, lambda mlp: None, False),
+    "dropout in evaluation mode": ({"drop": 0.5}, lambda mlp: mlp.eval(), True),
+    "another activation": ({"act": "relu"}, lambda mlp: None, False),
+    "no bias": ({}, without_bias, False),
+    "another layer": ({}, exchanged, False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_op_computes_it_where_that_is_faster_and_no_different(change, monkeypatch):
+    options, done, fused = CHANGES[change]
+    mlp, x = randomise(Mlp(4, 6, **options), np.random.default_rng(0)), Tensor(np.ones((8, 2, 4)), requires_grad=True)
+    done(mlp)
+    found = {}
+    for stand_in in ({}, {ops.mlp.raw: lambda *args: ops.mlp.raw(*args)}):
+        monkeypatch.setattr("minivit.backend.LOOPS", stand_in)
+        mlp.zero_grad()
+        x.grad = None
+        with sampling(0, 0, np.arange(8)):
+            y = mlp(x)
+        assert (y.node.op == "mlp") == (fused and bool(stand_in))
+        y.sum().backward()
+        found[bool(stand_in)] = [y.data, x.grad, *(p.grad for p in mlp.parameters())]
+    for ours, theirs in zip(*found.values()):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_who_observes_sees_each_layer(monkeypatch):
+    monkeypatch.setattr("minivit.backend.LOOPS", {ops.mlp.raw: lambda *args: ops.mlp.raw(*args)})
+    mlp, seen = Mlp(4, 6), []
+    with observe(lambda module, inputs, output: seen.append(module)):
+        mlp(Tensor(np.ones((2, 4))))
+    assert seen == [mlp.fc1, mlp.drop1, mlp.fc2, mlp.drop2, mlp]
 
 
 def test_an_unknown_activation_gets_the_list():

@@ -18,8 +18,8 @@ def test_every_op_has_cases_and_a_twin():
 
 KEPT_ARGUMENTS = {
     "add_layer_norm": {2}, "amax": {0}, "conv2d": {0, 1}, "cross_entropy": {1}, "div": {1}, "layer_norm": {1},
-    "linear": {0, 1}, "log": {0}, "matmul": {0, 1}, "max_pool2d": {0}, "mul": {0, 1}, "power": {0}, "rms_norm": {1},
-    "scaled_dot_product_attention": {0, 1, 2}, "self_attention": {0},
+    "linear": {0, 1}, "log": {0}, "matmul": {0, 1}, "max_pool2d": {0}, "mlp": {0, 1, 3}, "mul": {0, 1}, "power": {0},
+    "rms_norm": {1}, "scaled_dot_product_attention": {0, 1, 2}, "self_attention": {0},
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ this machine; PyTorch has a thread for every core and takes the batch whole. The
 the same masks: loss and gradients are compared first. Then they take turns in one process, and with them a step of
 minivit's Vision Transformer of the encoder's size, which sees all patches and has labels: by how much a step is shorter
 because the encoder sees a quarter of them. Each turn gives ratios of times; the median and the quartiles are reported.
-torch.compile takes part where there is a C++ compiler, in races of its own after those of eager: see ``train_step.py``. The
-last line is a JSON object.
+torch.compile takes part where there is a C++ compiler, in races of its own after those of eager: see ``train_step.py``.
+The last line is a JSON object.
 """
 
 import argparse

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from minivit import gradcheck, ops
 from tests.models import test_mae, test_resnet, test_vit
 from tests.nn import test_gradients as layers
 from tests.rules import one_result
-from tests.strategies import CASES, generators
+from tests.strategies import CASES, generators, on_drawn
 
 
 def op_error(name: str, draw: Callable[[st.SearchStrategy], Any]) -> float:
@@ -45,22 +44,6 @@ def resnet_error(draw: Callable[[st.SearchStrategy], Any]) -> float:
     return test_resnet.check_gradients(*draw(test_resnet.networks()))
 
 
-def worst_of(error: Callable[[Callable], float], examples: int) -> float:
-    """The largest error over so many drawn cases, the same in every run."""
-    errors = []
-
-    @settings(
-        max_examples=examples, derandomize=True, database=None, phases=[Phase.generate], deadline=None,
-        suppress_health_check=[HealthCheck.filter_too_much],  # near a kink of relu a network has no gradient
-    )  # fmt: skip
-    @given(st.data())
-    def run(data):
-        errors.append(error(data.draw))
-
-    run()
-    return max(errors)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--examples", type=int, default=40, help="cases of each")
@@ -71,7 +54,7 @@ def main() -> None:
     checks |= models
     worst = {}
     for name, check in tqdm(checks.items(), leave=False, disable=None):
-        worst[name] = worst_of(check, examples)
+        worst[name] = max(on_drawn(st.data(), examples, lambda data, check=check: check(data.draw)))
         tqdm.write(f"{name:30} {worst[name]:.1e}")
     counts = {"ops": len(CASES), "layers": len(layers.CASES), "models": len(models), "examples": examples * len(checks)}
     print(json.dumps(counts | {"worst_relative_error": max(worst.values())}))

@@ -6,7 +6,11 @@ and none can be written to, so an op that writes to an argument fails wherever a
 from kinks (relu at 0, amax at ties), where a function has no derivative to compare with.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -29,6 +33,27 @@ class Case:
             return x.astype(dtype) if is_float(x) else x
 
         return Case(tuple(map(convert, self.args)), {name: convert(value) for name, value in self.options.items()})
+
+
+def on_drawn(strategy: st.SearchStrategy, count: int, function: Callable[[Any], Any]) -> list:
+    """What ``function`` makes of ``count`` draws, the same in every run and every environment.
+
+    Each is the last of a run of its own: a run begins with the simplest case, and repeats parts of one in the next.
+    """
+    results = {}
+    for number in range(count):
+
+        @seed(number)
+        @settings(
+            max_examples=2, database=None, phases=[Phase.generate], deadline=None,
+            suppress_health_check=[HealthCheck.filter_too_much],  # near a kink of relu a network has no gradient
+        )  # fmt: skip
+        @given(strategy, st.just(number))
+        def run(drawn, number):
+            results[number] = function(drawn)
+
+        run()
+    return [results[number] for number in range(count)]
 
 
 def is_float(x) -> bool:

@@ -1,4 +1,4 @@
-"""The perceptron of a block, fused: linear layer, GELU and linear layer as one op, one pullback.
+"""The perceptron of a block (Dosovitskiy et al., 2020, arXiv:2010.11929, eq. 3), fused: one op, one pullback.
 
     h = x W₁ᵀ + b₁        (rows, H): four times as wide as x, as a rule
     a = gelu(h)           (rows, H)

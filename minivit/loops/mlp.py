@@ -31,15 +31,15 @@ def mlp(x: Array, weight1: Array, bias1: Array, weight2: Array, bias2: Array) ->
     _forward(x, weight1, bias1, weight2, bias2, rows, a, slope, y)
     before_gelu = wanted(0) or wanted(1) or wanted(2)
     x_kept, weight1_kept, a_kept = x if wanted(1) else None, weight1 if wanted(0) else None, a if wanted(3) else None
-    slope, weight2 = (slope, weight2) if before_gelu else (None, None)
+    slope_kept, weight2_kept = (slope, weight2) if before_gelu else (None, None)
 
     def pullback(dy):
         dy, dx, dweight1, dbias1 = rows_of(dy), None, None, None
         dbias2 = bias_gradient(dy)
         dweight2 = None if a_kept is None else weight_gradient(dy, a_kept)
-        if weight2 is not None:
-            dh, dbias1 = input_gradient(dy, weight2), np.zeros(weight2.shape[1], dy.dtype)
-            _through_gelu(dh, slope, dbias1)
+        if weight2_kept is not None:
+            dh, dbias1 = input_gradient(dy, weight2_kept), np.zeros(weight2_kept.shape[1], dy.dtype)
+            _through_gelu(dh, slope_kept, dbias1)
             dweight1 = None if x_kept is None else weight_gradient(dh, x_kept)
             dx = None if weight1_kept is None else input_gradient(dh, weight1_kept).reshape(shape)
         return dx, dweight1, dbias1, dweight2, dbias2

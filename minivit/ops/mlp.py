@@ -37,13 +37,12 @@ def mlp(x, weight1, bias1, weight2, bias2):
     a, through_gelu = gelu.raw(h)
     y, _ = linear.raw(a, weight2, bias2)
     x_kept, weight1_kept, a_kept = x if wanted(1) else None, weight1 if wanted(0) else None, a if wanted(3) else None
-    weight2_kept = weight2
-    if not (wanted(0) or wanted(1) or wanted(2)):
-        weight2_kept = through_gelu = None
+    before_gelu = wanted(0) or wanted(1) or wanted(2)
+    through_gelu, weight2_kept = (through_gelu, weight2) if before_gelu else (None, None)
 
     def pullback(dy):
         dy, dx, dweight1, dh = dy.reshape(-1, dy.shape[-1]), None, None, None
-        if through_gelu is not None:
+        if weight2_kept is not None:
             dh = through_gelu(dy @ weight2_kept)
             dx = None if weight1_kept is None else (dh @ weight1_kept).reshape(shape)
             dweight1 = None if x_kept is None else dh.T @ x_kept

@@ -107,9 +107,22 @@ def test_a_perceptron_some_rows_at_a_time(loops, leading, inputs, hidden, output
         for name, value in {"FEWEST": rows, "HIDDEN": 8, "LARGE": 0 if large else 100}.items():
             patch.setitem(loops.mlp.__globals__, name, value)
         agrees(loops.mlp, args)
-        with no_grad():  # no more than one block of the hidden layer is made then
+        with no_grad():  # the same, by way of one block of the hidden layer
             tensors = (Tensor(x, requires_grad=True) for x in args)
             np.testing.assert_allclose(op(loops.mlp)(*tensors).data, loops.mlp(*args)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_way_back_a_perceptron_makes_one_block_of_its_hidden_layer(loops, monkeypatch):
+    args, made, empty = perceptron(0, 7), [], np.empty
+    monkeypatch.setitem(loops.mlp.__globals__, "FEWEST", 3)
+    monkeypatch.setitem(loops.mlp.__globals__, "HIDDEN", 0)
+    loops.mlp(*args)  # compiled before memory is counted
+    monkeypatch.setattr(np, "empty", lambda shape, *rest: made.append(shape) or empty(shape, *rest))
+    with no_grad():
+        op(loops.mlp)(*map(Tensor, args))
+    assert made == [(3, 6), (7, 3)]  # three of seven rows, and the result
+    op(loops.mlp)(*(Tensor(x, requires_grad=True) for x in args))
+    assert made[2:] == [(7, 6), (7, 3)]
 
 
 @pytest.mark.parametrize("trained", range(5))

@@ -25,7 +25,7 @@ from tests.mutation import Mutant, mutants
 
 NAMES = {
     "compiler": ["exp"], "activation": ["gelu"], "normalization": ["layer_norm", "add_layer_norm"],
-    "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"], "mlp": ["mlp"],
+    "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"], "mlp": ["mlp"], "batch_norm": ["batch_norm"],
 }  # fmt: skip
 AROUND = {"_fits", "_room", "_to_be_read"}
 SHARED = {"add_bias", "exp", "gelu_of"}  # loops, or parts of them, that other files use
@@ -48,6 +48,7 @@ def compare(loops: SimpleNamespace) -> None:
         (loops.gelu, (np.append(numbers(0, 20, scale=2), np.float32(0)),)),
         (loops.layer_norm, (rows, weight, bias, 0.1)),
         (loops.add_layer_norm, (rows, other, weight, bias, 0.1)),
+        (loops.batch_norm, (numbers(0, 2, 5, 3), weight, bias, 0.1)),
         (loops.linear, (rows, numbers(4, 2, 5), numbers(5, 2))),
         (loops.mlp, perceptron(0, 5)),
         (attention(loops.attend), tuple(numbers(i, 2, 3, 3, 4) for i in range(3))),
@@ -60,7 +61,7 @@ def compare(loops: SimpleNamespace) -> None:
         for stand_in, args in [(loops.gelu, (rows,)), (loops.mlp, perceptron(0, 5))]:
             np.testing.assert_allclose(op(stand_in)(*map(Tensor, args)).data, stand_in.formula(*args)[0], rtol=1e-5)
     far, large = (1000 + rows, weight, bias), tuple(40 * numbers(i, 1, 1, 2, 4) for i in range(3))
-    for stand_in, args in [(loops.layer_norm, far), (attention(loops.attend), large)]:
+    for stand_in, args in [(loops.layer_norm, far), (loops.batch_norm, far), (attention(loops.attend), large)]:
         np.testing.assert_allclose(stand_in(*args)[0], stand_in.formula(*map(exact, args))[0], atol=1e-3, rtol=1e-4)
     arrays = [numbers(i, 4) for i in range(3)] + [numbers(3, 4) ** 2]
     right = [array.astype(float) for array in arrays]

@@ -122,4 +122,4 @@ def test_loops_can_be_turned_off():
 @needs_numba
 def test_without_a_blas_library_products_are_numpys():
     code = "import threadpoolctl, importlib.metadata as m; threadpoolctl.threadpool_info = list; m.files = lambda x: []"
-    assert names_of_loops(code) == "['adamw', 'add_layer_norm', 'gelu', 'layer_norm']"
+    assert names_of_loops(code) == "['adamw', 'add_layer_norm', 'batch_norm', 'gelu', 'layer_norm']"

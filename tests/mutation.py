@@ -93,7 +93,11 @@ EQUIVALENT = {  # reason: (function, line before, line after)
     ],
     "as exact, only slower or larger in memory": [
         ("conv2d", "dbias = dy.sum((2, 3)) if bias_wanted else None", "dbias = dy.sum((2, 3))"),
-        ("_convolve", "products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)",
+        ("conv2d", "implementation(convolve, x)(x, kernel, stride, padding, y)",
+         "convolve(x, kernel, stride, padding, y)"),
+        ("_cotangents", "products = implementation(convolve, dy)(dy, turned, (1, 1), inner, part, other)",
+         "products = convolve(dy, turned, (1, 1), inner, part, other)"),
+        ("convolve", "products = None if other is None else array_module(x).zeros(kernel.shape, x.dtype)",
          "products = array_module(x).zeros(kernel.shape, x.dtype)"),
         ("_seen", "if seen is None or seen.shape[3] != images:", "if seen is None or seen.shape != images:"),
         ("avg_pool2d", "pixels = xp.zeros(y_shape[2:], x.dtype)", "pixels = xp.zeros(y_shape, x.dtype)"),

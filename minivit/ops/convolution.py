@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from minivit.autograd import op, wanted
-from minivit.backend import Array, array_module, cache_blocks
+from minivit.backend import Array, array_module, cache_blocks, implementation
 from minivit.ops.shape import Size, pair
 
 Slices = tuple[slice, slice]
@@ -59,7 +59,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
     size = _output_size("conv2d", shape, weight.shape[2:], stride, padding)
     kernel = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, kh, kw)
     y = array_module(x).empty((len(x), len(weight), *size), x.dtype)
-    _convolve(x, kernel, stride, padding, y)
+    implementation(convolve, x)(x, kernel, stride, padding, y)
     if bias is not None:
         y += bias[:, None, None]
     x_kept, kernel_kept = x if wanted(1) else None, kernel if wanted(0) else None
@@ -78,7 +78,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, groups=1):
     return y, pullback
 
 
-def _convolve(
+def convolve(
     x: Array, kernel: Array, stride: Size, padding: Size, y: Array, other: Array | None = None
 ) -> Array | None:
     """Write into y (B, O, rows, columns) what the kernel (G, O/G, C/G, kh, kw) makes of x.
@@ -118,7 +118,8 @@ def _cotangents(
             part = dx[:, :, e::s, f::t]
             if turned.size * part.size:  # where the kernel is smaller than the stride, some pixels meet none of it
                 inner = turned.shape[3] - 1 - above, turned.shape[4] - 1 - before
-                products = _convolve(dy, turned, (1, 1), inner, part, None if x is None else x[:, :, e::s, f::t])
+                other = None if x is None else x[:, :, e::s, f::t]
+                products = implementation(convolve, dy)(dy, turned, (1, 1), inner, part, other)
                 if x is not None:
                     dkernel[..., row::s, column::t] = _turned(products)
     return dx, dkernel

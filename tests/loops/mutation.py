@@ -20,12 +20,14 @@ from minivit import Tensor, no_grad, op
 from minivit.optim.adamw import adamw
 from tests.compare import UNIT, errors, exact, numbers
 from tests.loops import plain
+from tests.loops.test_convolution import convolution
 from tests.loops.test_loops import attention, perceptron
 from tests.mutation import Mutant, mutants
 
 NAMES = {
     "compiler": ["exp"], "activation": ["gelu"], "normalization": ["layer_norm", "add_layer_norm"],
     "optim": ["adamw"], "attention": ["attend"], "linear": ["linear"], "mlp": ["mlp"], "batch_norm": ["batch_norm"],
+    "convolution": ["convolve"],
 }  # fmt: skip
 AROUND = {"_fits", "_room", "_to_be_read"}
 SHARED = {"add_bias", "exp", "gelu_of"}  # loops, or parts of them, that other files use
@@ -33,6 +35,14 @@ EQUIVALENT = {  # Φ(0) is a half from either side, the larger of two is so in e
     ("gelu_of", ">=", ">"),
     ("_forward", "larger(row[j], largest)", "larger(largest, row[j])"),
     ("exp", "pass", "in_widest_vectors()"),
+    ("_convolve", "pass", "in_widest_vectors()"),
+    *(
+        (f, f"{before}{x}[{i}]", f"{before}_three({x}[{i}], 0)")
+        for f, x in (("_add_row", "k"), ("_add_products", "products"))
+        for i in range(4)
+        for before in "( "
+    ),
+    *(("_add_row", f"_product(seen, for_{o})", f"_product(for_{o}, seen)") for o in "pqrs"),
 }
 CAST = re.compile(r"np\.(?:float32|int32)\(([^()]*)\)")
 
@@ -57,6 +67,10 @@ def compare(loops: SimpleNamespace) -> None:
     loops.mlp.__globals__.update(FEWEST=2, HIDDEN=1)  # three blocks of five rows
     for stand_in, args in cases:
         assert max(errors(stand_in, np, args)) < 1e-5
+    for line in (16, 6):  # two images of 15 numbers in a piece and one in the next; or each in two parts
+        loops.convolve.__globals__.update(LINE=line)
+        args = numbers(0, 3, 15, 4, 2), numbers(1, 21, 5, 3, 3)
+        assert max(errors(convolution(loops.convolve, groups=3), np, args)) < 1e-5
     with no_grad():  # no slope then
         for stand_in, args in [(loops.gelu, (rows,)), (loops.mlp, perceptron(0, 5))]:
             np.testing.assert_allclose(op(stand_in)(*map(Tensor, args)).data, stand_in.formula(*args)[0], rtol=1e-5)

@@ -18,7 +18,7 @@ import minivit.loops
 from minivit.backend import LOOPS
 
 FOLDER = Path(minivit.loops.__file__).parent
-FILES = "activation", "normalization", "batch_norm", "optim", "attention", "linear", "mlp"
+FILES = "activation", "normalization", "batch_norm", "convolution", "optim", "attention", "linear", "mlp"
 
 
 def loops(changed: dict[str, CodeType] | None = None) -> SimpleNamespace:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from minivit import ops
 from minivit.autograd import Tensor, no_grad, op
 from minivit.optim.adamw import adamw
-from minivit.shared import sharing
 from tests.compare import UNIT, as_tuple, errors, exact, numbers
 from tests.rules import kept
 
@@ -74,52 +73,6 @@ def test_layer_norm_and_the_sum_before_it(loops, leading, width, seed):
 def test_a_large_mean_costs_no_precision_of_the_variance(loops):
     args = 1000 + numbers(0, 4, 64), np.ones(64, "f"), np.zeros(64, "f")
     assert max(errors(loops.layer_norm, np, args)) < 1e-4
-
-
-@given(sizes(4), sizes(3), st.lists(sizes(4), max_size=2), st.booleans(), st.booleans(), seeds)
-def test_batch_norm(loops, batch, channels, size, with_weight, with_bias, seed):
-    x = numbers(seed, 1 + batch, channels, *size)
-    weight, bias = 1 + numbers(seed + 1, channels), numbers(seed + 2, channels)
-    told = []
-    for stand_in in (loops.batch_norm, ops.batch_norm.raw):
-        stand_in(x, eps=1e-2, report=lambda *figures: told.append(figures))
-    assert [figure.dtype for figure in told[0]] == [np.float32] * 3
-    for found, right in zip(*told):
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
-    args = x, weight if with_weight else None, bias if with_bias else None
-    value, pullback = loops.batch_norm(*args, eps=1e-2)
-    right, right_pullback = ops.batch_norm.raw(*map(exact, args), eps=1e-2)
-    np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-5)
-    dy = numbers(seed + 3, *x.shape)
-    for found, expected in zip(pullback(dy), right_pullback(exact(dy)), strict=True):
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected.sum(0) if expected.ndim > found.ndim else expected, 1e-4, 1e-4)
-
-
-@given(seeds)
-def test_a_large_mean_costs_no_precision_of_a_channel(loops, seed):
-    x = (1000 + numbers(seed, 8, 2, 9)).astype(np.float32)
-    np.testing.assert_allclose(loops.batch_norm(x)[0], ops.batch_norm.raw(exact(x))[0], atol=1e-3)
-
-
-def test_a_batch_of_many_pieces_has_one_norm(loops):
-    """As in the formula, totals are those of all pieces: here of two equal ones, which change nothing but n."""
-    x, told, dy = numbers(0, 3, 2, 4), [], numbers(1, 3, 2, 4)
-    alone, alone_pullback = loops.batch_norm(x)
-    with sharing(lambda array: 2 * array, first=True):
-        y, pullback = loops.batch_norm(x, report=lambda *figures: told.extend(figures))
-        np.testing.assert_allclose(pullback(dy)[0], alone_pullback(dy)[0], rtol=1e-5, atol=1e-6)
-        assert loops.batch_norm(numbers(2, 1, 2))[0].shape == (1, 2)  # a single value, of which there are others
-    np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-6)
-    assert told[2] == 24
-
-
-def test_frozen_features_ask_for_no_totals(loops):
-    asked = []
-    with sharing(lambda array: asked.append(array.shape) or array, first=True):
-        y = op(loops.batch_norm)(numbers(0, 3, 2), Tensor(np.ones(2, np.float32), requires_grad=True))
-        y.node.pullback(numbers(1, 3, 2))
-    assert asked == [(3,), (2,)]
 
 
 # --- linear layers, and two with a GELU between them ---------------------------------------------------------------

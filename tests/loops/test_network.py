@@ -10,7 +10,8 @@ import pytest
 
 from minivit.backend import LOOPS, formulas_only
 from minivit.data import Batch
-from minivit.models import VisionTransformer
+from minivit.models import ResNet, VisionTransformer
+from minivit.nn import Module
 from minivit.objective import Classification
 from minivit.optim import AdamW
 from minivit.training import Layout, NonFiniteLoss, predict, train_step
@@ -23,9 +24,16 @@ def batch(size: int = 6) -> Batch:
     return Batch(images, np.arange(size) % 5, np.arange(size))
 
 
-def trained(steps: int = 3, workers: int = 2, micro_batch: int | None = 2, **options: object) -> dict[str, np.ndarray]:
+def vit(**options: object) -> VisionTransformer:
+    return VisionTransformer(16, 4, num_classes=5, embed_dim=24, depth=2, num_heads=3, **options)
+
+
+def resnet() -> ResNet:
+    return ResNet("basic", layers=(1, 1), channels=(4, 6), stem="3x3", shortcut="A", num_classes=5)
+
+
+def trained(model: Module, steps: int = 3, workers: int = 2, micro_batch: int | None = 2) -> dict[str, np.ndarray]:
     """The weights of a small network after some steps."""
-    model = VisionTransformer(16, 4, num_classes=5, embed_dim=24, depth=2, num_heads=3, **options)
     optimizer = AdamW(model.named_parameters(), lr=1e-3, eps=1e-3)  # a gradient of rounding errors makes no step
     with Layout(workers, micro_batch) as layout:
         for step in range(steps):
@@ -34,16 +42,24 @@ def trained(steps: int = 3, workers: int = 2, micro_batch: int | None = 2, **opt
 
 
 @needs_numba
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"global_pool": "avg", "drop_path_rate": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"qk_norm": True}, {"global_pool": "avg", "drop_path_rate": 0.3}, None], ids=str
+)
 def test_a_training_goes_the_same_way_with_loops_and_without(options):
+    def network() -> dict[str, np.ndarray]:
+        return trained(resnet(), micro_batch=None) if options is None else trained(vit(**options))
+
     ran = []
     with pytest.MonkeyPatch.context() as patch:
         for formula, stand_in in LOOPS.items():
             patch.setitem(LOOPS, formula, lambda *a, f=stand_in, **k: ran.append(f.__name__) or f(*a, **k))
-        found = trained(**options)
+        found = network()
     with formulas_only():
-        right = trained(**options)
-    assert set(ran) == {"adamw", "add_layer_norm", "attend", "layer_norm", "linear", "mlp"}
+        right = network()
+    loops = (
+        "adamw batch_norm convolve linear" if options is None else "adamw add_layer_norm attend layer_norm linear mlp"
+    )
+    assert set(ran) == set(loops.split())
     for name, array in found.items():
         np.testing.assert_allclose(array, right[name], rtol=0, atol=2e-5, err_msg=name)
 
@@ -51,7 +67,9 @@ def test_a_training_goes_the_same_way_with_loops_and_without(options):
 @needs_numba
 @pytest.mark.parametrize("workers, micro_batch", [(1, None), (2, 1), (3, 2)])
 def test_a_layout_gives_the_same_bits_every_time_and_nearly_the_same_as_others(workers, micro_batch):
-    first, again, whole = (trained(workers=w, micro_batch=m) for w, m in [(workers, micro_batch)] * 2 + [(1, None)])
+    first, again, whole = (
+        trained(vit(), workers=w, micro_batch=m) for w, m in [(workers, micro_batch)] * 2 + [(1, None)]
+    )
     for name, array in first.items():
         np.testing.assert_array_equal(array, again[name])
         np.testing.assert_allclose(array, whole[name], rtol=0, atol=2e-5, err_msg=name)
@@ -59,7 +77,7 @@ def test_a_layout_gives_the_same_bits_every_time_and_nearly_the_same_as_others(w
 
 @pytest.mark.parametrize("around", [nullcontext, formulas_only], ids=["loops, if any", "formulas"])
 def test_a_bad_number_in_an_image_is_noticed(around):
-    model = VisionTransformer(16, 4, num_classes=5, embed_dim=24, depth=2, num_heads=3)
+    model = vit()
     optimizer = AdamW(model.named_parameters())
     for bad in (np.nan, np.inf):
         images, labels, samples, _ = batch()
@@ -70,8 +88,7 @@ def test_a_bad_number_in_an_image_is_noticed(around):
 
 @needs_numba
 def test_inference_agrees():
-    model = VisionTransformer(16, 4, num_classes=5, embed_dim=24, depth=2, num_heads=3)
-    images = batch().images
+    model, images = vit(), batch().images
     with Layout(workers=2, micro_batch=2) as layout:
         found = predict(model, images, layout)
     with formulas_only():
@@ -122,4 +139,4 @@ def test_loops_can_be_turned_off():
 @needs_numba
 def test_without_a_blas_library_products_are_numpys():
     code = "import threadpoolctl, importlib.metadata as m; threadpoolctl.threadpool_info = list; m.files = lambda x: []"
-    assert names_of_loops(code) == "['adamw', 'add_layer_norm', 'batch_norm', 'gelu', 'layer_norm']"
+    assert names_of_loops(code) == "['adamw', 'add_layer_norm', 'batch_norm', 'convolve', 'gelu', 'layer_norm']"

@@ -5,6 +5,8 @@ dy are read twice. The numbers of a channel in one image lie side by side: they 
 and these sums as float64. Kept is x, and x̂ is computed again.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minivit import ops
@@ -15,7 +17,13 @@ from minivit.shared import batch_total, is_cut
 
 
 @stands_in_for(ops.batch_norm.raw)
-def batch_norm(x: Array, weight: Array | None = None, bias: Array | None = None, eps=1e-5, report=None) -> tuple:
+def batch_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    report: Callable | None = None,
+) -> tuple:
     """Of a batch that is cut, each total is that of all pieces, as in the formula."""
     if not _fits(x, weight, bias):
         return ops.batch_norm.raw(x, weight, bias, eps, report)

@@ -1,11 +1,11 @@
 """Matrix products inside of loops: the function ``cblas_sgemm`` of a BLAS library, called without Python.
 
 A loop can so multiply, and use the product while it is in the cache. The library is the one that NumPy brought, or MKL
-where that is installed (``pip install 'minivit[mkl]'``) and faster: on Intel's processors by a tenth, while on AMD's
-that know no AVX-512 OpenBLAS is faster by a quarter. Small products, as of a head of 17 tokens, are NumPy's in any
-case: OpenBLAS has code of its own for them, while MKL takes longer to prepare one than to multiply. Only libraries are
-taken whose integers have 64 bits, as NumPy's from PyPI have. How many cores a product takes is the library's affair,
-and threadpoolctl's, as with NumPy's own products.
+where that is installed (``pip install 'minivit[mkl]'``) and faster: it is on Intel's processors, and not on AMD's that
+know no AVX-512, of which Zen 2 was measured (``benchmarks/README.md``). Small products, as of a head of 17 tokens, are
+NumPy's in any case: OpenBLAS has code of its own for them, while MKL takes longer to prepare one than to multiply. Only
+libraries are taken whose integers have 64 bits, as NumPy's from PyPI have. How many cores a product takes is the
+library's affair, and threadpoolctl's, as with NumPy's own products.
 """
 
 import ctypes

@@ -8,7 +8,7 @@ zero behind each row and a row of zeros behind each image, which are the next on
 
 In such a line a kernel's entry (i, j) lies (i − 1)(W + 1) + (j − 1) numbers to the right of the pixel in the middle, at
 every pixel of every image. So a convolution is nine numbers times nine parts of a line, each moved by one pixel or one
-row; and the cotangent of a kernel's entry is the product of such a part with a line of the other cotangent. What is
+row; and the cotangent of a kernel's entry is the product of such a part with a line of the other factor. What is
 computed at the zeros is thrown away.
 
 Reading is what takes time then. So four outputs are computed together, for one row of the kernel: three numbers read
